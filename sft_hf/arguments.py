@@ -1,0 +1,336 @@
+"""Flags and YAML into typed values: command line beats YAML beats recipe beats defaults.
+
+    text_cls.py      finetune(TextClassification, learning_rate=1e-4)           the recipe's defaults
+    run.yaml         learning_rate: 5e-5                                        beats the recipe
+    shell            text_cls.py --config run.yaml --learning_rate 2e-5         beats the file: 2e-5, a float
+
+All three layers go through one parser, so that a value gets the same type and a misspelt name the same error
+wherever it stands.
+"""
+
+import argparse
+import difflib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from sft_hf.configuration import read_config
+from sft_hf.errors import ArgumentError
+
+logger = logging.getLogger(__name__)
+
+# What transformers 5 removed and what replaces it (pitfall 27).
+REPLACED = {
+    "overwrite_output_dir": "choose another --output_dir, or continue the run there with --resume auto",
+    "warmup_ratio": "--warmup_steps takes a fraction below 1 (0.1 is 10 % of the steps)",
+    "group_by_length": "--train_sampling_strategy group_by_length",
+    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
+    "no_cuda": "--use_cpu",
+    "evaluation_strategy": "--eval_strategy",
+    "per_gpu_train_batch_size": "--per_device_train_batch_size",
+    "use_auth_token": "--token, or the environment variable HF_TOKEN",
+    "fp16_backend": "--mixed_precision of accelerate launch, or --fp16",
+    "task_name": "--dataset_name nyu-mll/glue --dataset_config_name TASK",
+    "pad_to_max_length": "nothing: batches are padded to their longest example",
+}
+# TrainingArguments that its own Trainer reads nowhere, or that a whole run decides; taken, and said.
+WITHOUT_EFFECT = {
+    "do_train": "a run always trains",
+    "do_eval": "a run always evaluates; --eval_strategy says when",
+    "do_predict": "a test split is always used at the end",
+    "remove_unused_columns": "each task keeps exactly the columns that it needs",
+}
+SECRETS = ("token", "hub_token")
+DATA_SOURCES = ("dataset_name", "train_file")
+
+
+@dataclass
+class DataArguments:
+    """Where the examples come from and how they split."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "ORG/NAME on the Hub, a folder (also one from save_to_disk), or builtin:NAME."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The dataset's configuration."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the dataset."})
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "csv, tsv, json, jsonl or parquet: a path, a glob, or several."}
+    )
+    validation_file: list[str] | None = field(default=None, metadata={"help": "Like --train_file."})
+    test_file: list[str] | None = field(default=None, metadata={"help": "Like --train_file."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read while training; nothing is stored. Needs --max_steps."}
+    )
+    shuffle_buffer_size: int = field(default=1000, metadata={"help": "Examples held for shuffling when streaming."})
+    train_split_name: str = field(default="train", metadata={"help": "The split to train on."})
+    validation_split_name: str | None = field(
+        default=None,
+        metadata={"help": "Default: validation, valid, val or dev, else a hold-out of the training split."},
+    )
+    test_split_name: str | None = field(default=None, metadata={"help": "Default: test, where there is one."})
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={"help": "Share of the training split held out, seeded and stratified, if nothing else validates."},
+    )
+    validation_group_column: str | None = field(
+        default=None, metadata={"help": "Rows with equal values here (speaker, patient, document) stay on one side."}
+    )
+    drop_overlapping_examples: bool = field(
+        default=False, metadata={"help": "Drop training examples whose input also stands in validation or test."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "A seeded random sample of this size."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "The same for validation."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "The same for test."})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for the preprocessing."})
+
+
+@dataclass
+class ModelArguments:
+    """Which model, from where, and what is changed in it before training."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "ORG/NAME on the Hub, a folder, or builtin:NAME."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "A tokenizer other than the model's own."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept; default: under HF_HOME."})
+    token: str | None = field(default=None, metadata={"help": "Token for reading; default: HF_TOKEN or the login."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Allow code from the model's repository, or of an evaluate metric, to run."}
+    )
+    from_scratch: bool = field(
+        default=False, metadata={"help": "The architecture of --model_name_or_path with random weights."}
+    )
+    config_overrides: list[str] | None = field(
+        default=None, metadata={"help": "key=value ... changes the model's configuration."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
+        default="float32",
+        metadata={
+            "help": "Of the weights; auto is the checkpoint's own. For mixed precision use --bf16 or the launcher."
+        },
+    )
+    freeze_base_model: bool = field(default=False, metadata={"help": "Train the head alone."})
+
+
+@dataclass
+class FinetuningArguments(TrainingArguments):
+    """TrainingArguments, and what a whole run needs beside them."""
+
+    resume: str = field(
+        default="auto",
+        metadata={"help": "auto: go on from the last checkpoint in --output_dir; never; or the path of a checkpoint."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better metric_for_best_model."}
+    )
+    cpu_bf16: Literal["auto", "on", "off"] = field(
+        default="auto", metadata={"help": "bfloat16 autocast on a CPU; auto: where the CPU computes in it."}
+    )
+    num_cpu_threads_per_process: int | None = field(
+        default=None, metadata={"help": "Default: the user's OMP_NUM_THREADS, else all cores divided by the processes."}
+    )
+    push_examples: bool = field(
+        default=False, metadata={"help": "Also push predictions and reports, which hold texts of the dataset."}
+    )
+
+    def __post_init__(self):
+        import torch
+
+        if isinstance(self.report_to, str) and "," in self.report_to:
+            self.report_to = [name.strip() for name in self.report_to.split(",")]
+        # Without this, ranks that a MULTI_GPU file starts on a CPU machine never find each other (pitfall 29).
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
+        # The tasks keep exactly what their collators need; dropping by the model's signature breaks that (pitfall 28).
+        self.remove_unused_columns = False
+        # The parent would choose the loss; which metric is best, and in which direction, is the task's to say.
+        given = self.metric_for_best_model, self.greater_is_better
+        super().__post_init__()
+        self.metric_for_best_model, self.greater_is_better = given
+
+
+def resolve_cpu_precision(training_args: FinetuningArguments) -> str | None:
+    """Switch bfloat16 autocast on where the CPU computes in it; returns the line to log, or None."""
+    import torch
+
+    if not training_args.use_cpu or training_args.cpu_bf16 == "off":
+        return None
+    if training_args.mixed_precision != "no":
+        return None  # the launcher, --bf16 or --fp16 has already decided (pitfall 31)
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_flags() & {"amx_bf16", "avx512_bf16"}
+    if training_args.cpu_bf16 == "auto" and not has_bf16:
+        return None
+    training_args.bf16 = True
+    training_args.mixed_precision = "bf16"
+    return f"bfloat16 autocast on the CPU (--cpu_bf16 {training_args.cpu_bf16}; --cpu_bf16 off for float32)"
+
+
+def _cpu_flags() -> set[str]:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """The instances of the dataclasses, in their order, and where each explicit value came from."""
+
+    instances: tuple[Any, ...]
+    values: dict[str, Any]  # every flag's value before any __post_init__: what recipe.yaml records
+    layers: dict[str, str]  # flag -> "recipe", the YAML file's name, or "command line"
+
+
+class _Parser(HfArgumentParser):
+    def __init__(self, dataclass_types: Sequence[type], description: str | None):
+        super().__init__(
+            dataclass_types,
+            allow_abbrev=False,  # argparse would take --learning_rat for --learning_rate (pitfall 10)
+            description=description,
+            formatter_class=_HelpFormatter,
+        )
+        self.add_argument("--config", metavar="FILE.yaml", help="Keys are flag names; `env:` sets variables.")
+        self.flags = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+        for action in self.flags.values():
+            action.required = False
+
+    def error(self, message: str):
+        raise ArgumentError(message)
+
+    def explicit(self, arguments: list[str], where: str) -> dict[str, Any]:
+        """The values that `arguments` really name, typed; ArgumentError with the nearest name for an unknown one."""
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+        try:
+            namespace, unknown = self.parse_known_args(arguments)
+        except ArgumentError as error:
+            raise ArgumentError(f"{where}: {error}") from None
+        if unknown:
+            raise ArgumentError(f"{where}: {self._unknown(unknown[0])}")
+        return vars(namespace)
+
+    def _unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"unexpected argument {argument!r}; flags start with --"
+        name = argument.lstrip("-").split("=")[0].replace("-", "_")
+        return f"unknown flag --{name}. {self.advice(name)}"
+
+    def advice(self, name: str) -> str:
+        if name in REPLACED:
+            return f"Use instead: {REPLACED[name]}."
+        near = difflib.get_close_matches(name, self.flags, n=1, cutoff=0.5)
+        return (f"Did you mean --{near[0]}? " if near else "") + "--help lists all flags."
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the recipe's docstring as it is written and shows defaults."""
+
+
+def parse_arguments(
+    dataclass_types: Sequence[type],
+    arguments: Sequence[str],
+    *,
+    defaults: Mapping[str, Any],
+    scratch_defaults: Mapping[str, Any] | None = None,
+    description: str | None = None,
+) -> Parsed:
+    """Merge recipe, YAML and command line into instances of `dataclass_types`.
+
+    `scratch_defaults` replace `defaults` where the weights are random (--from_scratch, or a builtin
+    architecture), because the learning rate of a fine-tuning run does not train a fresh model.
+
+    Raises ArgumentError for an unknown, abbreviated or replaced name, for a value of the wrong type, and for values
+    that the dataclasses themselves refuse.
+    """
+    parser = _Parser(dataclass_types, description)
+    command_line = parser.explicit(list(arguments), "command line")
+    config = command_line.pop("config", None)
+    yaml_values = read_config(config)[0] if config else {}
+    layers = [
+        ("recipe", _explicit_mapping(parser, defaults, "recipe")),
+        (str(config), _explicit_mapping(parser, yaml_values, str(config))),
+        ("command line", command_line),
+    ]
+    if _is_from_scratch(_merge(layers)[0]):
+        layers[0] = ("recipe", {**layers[0][1], **_explicit_mapping(parser, scratch_defaults or {}, "recipe")})
+    merged, origin = _merge(layers)
+    if "resume_from_checkpoint" in merged:
+        merged["resume"] = merged.pop("resume_from_checkpoint")
+    for name in sorted(set(merged) & set(WITHOUT_EFFECT)):
+        logger.info("%s: --%s changes nothing: %s", origin[name], name, WITHOUT_EFFECT[name])
+    return Parsed(_instantiate(dataclass_types, merged), _all_values(dataclass_types, merged), origin)
+
+
+def _explicit_mapping(parser: _Parser, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A mapping's values as the command line would have typed them; None takes a lower layer's value back."""
+    arguments = []
+    for name, value in values.items():
+        if name not in parser.flags:
+            raise ArgumentError(f"{where}: unknown key {name!r}. {parser.advice(str(name))}")
+        if value is not None:
+            arguments += _as_arguments(parser.flags[name], name, value)
+    return {**{name: None for name, value in values.items() if value is None}, **parser.explicit(arguments, where)}
+
+
+def _as_arguments(action: argparse.Action, name: str, value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        if action.nargs == "+":
+            return [f"--{name}", *(f"{key}={item}" for key, item in value.items())]
+        return [f"--{name}={json.dumps(value)}"]
+    if isinstance(value, (list, tuple)):
+        items = [str(item) for item in value]
+        return [f"--{name}", *items] if action.nargs == "+" else [f"--{name}={','.join(items)}"]
+    if action.nargs == "+":
+        return [f"--{name}", str(value)]
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def _merge(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for layer, values in layers:
+        if any(values.get(source) for source in DATA_SOURCES):
+            # One source replaces another of a lower layer whole: a user's --train_file, the recipe's demo set.
+            for name in (*DATA_SOURCES, "dataset_config_name", "dataset_revision", "validation_file", "test_file"):
+                merged.pop(name, None)
+                origin.pop(name, None)
+        for name, value in values.items():
+            if value is None:
+                merged.pop(name, None)
+                origin.pop(name, None)
+            else:
+                merged[name], origin[name] = value, layer
+    return merged, origin
+
+
+def _is_from_scratch(merged: Mapping[str, Any]) -> bool:
+    """Whether the weights start random; of the builtin models only minilm is pretrained."""
+    model = merged.get("model_name_or_path", "")
+    return bool(merged.get("from_scratch")) or (model.startswith("builtin:") and model != "builtin:minilm")
+
+
+def _instantiate(dataclass_types: Sequence[type], merged: Mapping[str, Any]) -> tuple[Any, ...]:
+    instances = []
+    for dataclass_type in dataclass_types:
+        names = {item.name for item in fields(dataclass_type) if item.init}
+        try:
+            instances.append(dataclass_type(**{name: merged[name] for name in merged if name in names}))
+        except (ValueError, TypeError) as error:
+            raise ArgumentError(f"{dataclass_type.__name__}: {error}") from error
+    return tuple(instances)
+
+
+def _all_values(dataclass_types: Sequence[type], merged: Mapping[str, Any]) -> dict[str, Any]:
+    values = {}
+    for dataclass_type in dataclass_types:
+        for item in fields(dataclass_type):
+            if not item.init or item.name in SECRETS:
+                continue
+            default = item.default_factory() if item.default_factory is not MISSING else item.default
+            values[item.name] = merged.get(item.name, None if default is MISSING else default)
+    return values

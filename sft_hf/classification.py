@@ -1,0 +1,239 @@
+"""What every classification task shares, whatever its input: the label column, losses by name, metrics, the head.
+
+Tasks for text, images and audio differ in their inputs alone; this is the other half.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from datasets import Dataset, Features, IterableDataset
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sft_hf.arguments import FinetuningArguments, ModelArguments
+from sft_hf.data.columns import find_label_column
+from sft_hf.data.labels import Labels, resolve_labels
+from sft_hf.errors import ArgumentError, DataError
+from sft_hf.losses import Loss, balanced_class_weights, make_loss
+from sft_hf.metrics import EvaluateModules, Metrics, MultiLabelMetrics, RegressionMetrics, SingleLabelMetrics
+from sft_hf.task import AnyDataset, Batch, Columns, Task
+
+logger = logging.getLogger(__name__)
+NOT_MODEL_INPUTS = ("labels", "example_id", "length")
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Single-label, multi-label and regression heads over any input."""
+
+    label_column_name: str | None = field(default=None, metadata={"help": "Default: found by type and usual names."})
+    class_names: str | None = field(
+        default=None, metadata={"help": "Class names in id order, comma-separated; default: from the data."}
+    )
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = field(
+        default=None, metadata={"help": "Default: from the labels' type."}
+    )
+    loss: Literal["auto", "cross_entropy", "focal", "bce", "mse", "huber"] = field(
+        default="auto", metadata={"help": "auto: cross_entropy, bce or mse, as the labels are."}
+    )
+    focal_gamma: float = field(default=2.0, metadata={"help": "How strongly --loss focal turns from easy examples."})
+    class_weights: str = field(
+        default="none", metadata={"help": "none, balanced, or a json/yaml FILE: {name: weight} or a list in id order."}
+    )
+    metrics: list[str] | None = field(
+        default=None,
+        metadata={"help": "More metrics: modules of evaluate, by path, or by name with --trust_remote_code."},
+    )
+
+    def _class_name_list(self) -> list[str] | None:
+        return [name.strip() for name in self.class_names.split(",")] if self.class_names else None
+
+    def find_label(self, features: Features) -> str:
+        """The label column's name."""
+        return find_label_column(features, given=self.label_column_name)
+
+    def labels(self, splits: Mapping[str, AnyDataset], columns: Columns) -> Labels:
+        """Resolve the label column over all splits; a stream must say everything by its features or --class_names."""
+        assert columns.label is not None
+        values = {
+            split: list(dataset[columns.label])
+            for split, dataset in splits.items()
+            if isinstance(dataset, Dataset) and columns.label in dataset.column_names
+        }
+        features = {
+            split: dataset.features[columns.label]
+            for split, dataset in splits.items()
+            if dataset.features and columns.label in dataset.features
+        }
+        return resolve_labels(
+            values,
+            features["train"],
+            column_name=columns.label,
+            problem_type=self.problem_type,
+            label_names=self._class_name_list(),
+            split_features=features,
+        )
+
+    def has_labels(self, dataset: AnyDataset, columns: Columns, labels: Labels) -> bool:
+        """Whether a split has anything to score against."""
+        if columns.label not in (dataset.column_names or []):
+            return False
+        if isinstance(dataset, IterableDataset):
+            return True
+        return any(labels.encode(value) is not None for value in dataset[columns.label])
+
+    def select_labelled(self, dataset: AnyDataset, columns: Columns, labels: Labels, *, split: str) -> AnyDataset:
+        """Drop rows without a label; a test split without any is kept whole, for predictions alone."""
+        if split == "test" and not self.has_labels(dataset, columns, labels):
+            logger.info("the test split has no labels: its predictions are written, nothing is scored")
+            return dataset
+        if columns.label not in (dataset.column_names or []):
+            raise DataError(
+                f"The {split} split has no column {columns.label!r}; it has {', '.join(dataset.column_names or [])}. "
+                "Choose with --label_column_name."
+            )
+        if isinstance(dataset, IterableDataset):
+            return dataset.filter(_IsLabelled(columns.label, labels))
+        keep = [row for row, value in enumerate(dataset[columns.label]) if labels.encode(value) is not None]
+        if len(keep) == len(dataset):
+            return dataset
+        logger.warning(
+            "%s: %d of %d rows have no label and are left out", split, len(dataset) - len(keep), len(dataset)
+        )
+        return dataset.select(keep)
+
+    def stratify(self, train: Dataset, columns: Columns, labels: Labels) -> list | None:
+        """The encoded labels; regression draws at random."""
+        if labels.problem_type == "regression":
+            return None
+        return [labels.encode(value) for value in train[columns.label]]
+
+    def load_loss(self, train: AnyDataset, labels: Labels, training_args: FinetuningArguments) -> Loss:
+        """The loss of --loss, --class_weights, --label_smoothing_factor and --focal_gamma."""
+        return make_loss(
+            self.loss,
+            problem_type=labels.problem_type,
+            class_weights=self._class_weights(train, labels),
+            label_smoothing_factor=training_args.label_smoothing_factor,
+            focal_gamma=self.focal_gamma,
+        )
+
+    def _class_weights(self, train: AnyDataset, labels: Labels) -> Tensor | None:
+        if self.class_weights == "none":
+            return None
+        if labels.problem_type == "regression":
+            raise ArgumentError(f"--class_weights {self.class_weights}: the labels are numbers, there are no classes.")
+        if self.class_weights != "balanced":
+            return _read_class_weights(Path(self.class_weights), labels)
+        if isinstance(train, IterableDataset):
+            raise ArgumentError(
+                "--class_weights balanced counts the whole training set first, --streaming never has it: "
+                "give the weights in a FILE."
+            )
+        encoded = np.asarray(train["labels"])
+        counts = np.bincount(encoded, minlength=labels.num_labels) if encoded.ndim == 1 else encoded.sum(axis=0)
+        weights = balanced_class_weights([int(count) for count in counts])
+        logger.info("class weights: %s", dict(zip(labels.names, [round(float(w), 3) for w in weights], strict=True)))
+        return weights
+
+    def loss_denominators(self, loss: Loss, batch: Batch) -> dict[str, Tensor]:
+        """One: what the loss of the items is divided by (their number, or the sum of their class weights)."""
+        return {"items": loss.denominator(batch["labels"])}
+
+    def loss_sums(self, loss: Loss, model: PreTrainedModel, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
+        """Forward without labels, so that no head computes a loss of its own; then the sum over the items."""
+        outputs = model(**model_inputs(batch))
+        if "labels" not in batch:
+            return outputs, {}
+        return outputs, {"items": loss(outputs.logits, batch["labels"])}
+
+    def predict(self, outputs: Any) -> np.ndarray:
+        """Logits `(batch, num_labels)`, float32."""
+        return outputs.logits.detach().float().cpu().numpy()
+
+    def load_metrics(self, labels: Labels, model_args: ModelArguments) -> Metrics:
+        """The accumulator of the problem, with the modules of --metrics."""
+        extra = EvaluateModules(self.metrics, trust_remote_code=model_args.trust_remote_code) if self.metrics else None
+        kinds = {
+            "single_label_classification": SingleLabelMetrics,
+            "multi_label_classification": MultiLabelMetrics,
+            "regression": RegressionMetrics,
+        }
+        return kinds[labels.problem_type](labels.num_labels, extra=extra)
+
+    def scores(self, predictions: np.ndarray, labels: Labels) -> np.ndarray:
+        """Probabilities (softmax or sigmoid) or, for regression, the values; `(examples, num_labels)`."""
+        logits = torch.from_numpy(np.asarray(predictions, dtype=np.float32))
+        if labels.problem_type == "regression":
+            return logits.numpy()
+        if labels.problem_type == "multi_label_classification":
+            return logits.sigmoid().numpy()
+        return logits.softmax(-1).numpy()
+
+    def describe(self, prediction: np.ndarray, labels: Labels, thresholds: np.ndarray | None) -> dict[str, Any]:
+        """The class and its score, the classes over their thresholds, or the values."""
+        scores = self.scores(prediction[None], labels)[0]
+        if labels.problem_type == "regression":
+            return {"prediction": [round(float(score), 6) for score in scores]}
+        if labels.problem_type == "multi_label_classification":
+            limits = thresholds if thresholds is not None else np.full(len(scores), 0.5)
+            chosen = [index for index in range(len(scores)) if scores[index] >= limits[index]]
+            return {
+                "prediction": [labels.names[index] for index in chosen],
+                "scores": {labels.names[index]: round(float(scores[index]), 6) for index in chosen},
+            }
+        best = int(scores.argmax())
+        return {"prediction": labels.names[best], "score": round(float(scores[best]), 6)}
+
+    def pipeline_predictions(self, outputs: list[Any], labels: Labels) -> np.ndarray:
+        """The pipeline's answers (top_k=None: a list of {label, score} an example) in the labels' order."""
+        by_name = [{item["label"]: item["score"] for item in answer} for answer in outputs]
+        return np.array([[answer[name] for name in labels.names] for answer in by_name], dtype=np.float32)
+
+
+class _IsLabelled:
+    """A picklable filter for streams."""
+
+    def __init__(self, column: str, labels: Labels):
+        self.column, self.labels = column, labels
+
+    def __call__(self, example: dict) -> bool:
+        return self.labels.encode(example[self.column]) is not None
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """A batch without what is not the model's: labels, example ids, lengths."""
+    return {name: value for name, value in batch.items() if name not in NOT_MODEL_INPUTS}
+
+
+def labels_tensor(values: list, problem_type: str) -> Tensor:
+    """`(batch,)` int64 for single-label, else `(batch, num_labels)` float32."""
+    return torch.tensor(values, dtype=torch.long if problem_type == "single_label_classification" else torch.float32)
+
+
+def _read_class_weights(path: Path, labels: Labels) -> Tensor:
+    flag = f"--class_weights {path}"
+    if not path.is_file():
+        raise ArgumentError(f"{flag}: expected none, balanced, or an existing json or yaml file.")
+    try:
+        content = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ArgumentError(f"{flag} cannot be read: {error}") from None
+    if isinstance(content, dict):
+        content = {str(name): weight for name, weight in content.items()}
+        if set(content) != set(labels.names):
+            missing, unknown = sorted(set(labels.names) - set(content)), sorted(set(content) - set(labels.names))
+            raise ArgumentError(f"{flag}: no weight for {missing or 'nothing'}; unknown classes {unknown or 'none'}.")
+        content = [content[name] for name in labels.names]
+    if not isinstance(content, list) or len(content) != labels.num_labels:
+        raise ArgumentError(f"{flag}: expected {labels.num_labels} weights, in the order of {', '.join(labels.names)}.")
+    if not all(isinstance(weight, (int, float)) and weight >= 0 for weight in content):
+        raise ArgumentError(f"{flag}: weights are numbers of 0 or more, got {content}.")
+    return torch.tensor(content, dtype=torch.float32)

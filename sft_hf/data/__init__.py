@@ -1,0 +1,1 @@
+"""Where examples come from, which of their columns mean what, and how they are split."""

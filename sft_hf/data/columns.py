@@ -1,0 +1,268 @@
+"""Which column of a dataset is the input and which the label.
+
+    find_label_column(Features({"sentence1": Value("string"), "sentence2": Value("string"),
+                                "label": ClassLabel(names=["yes", "no"]), "idx": Value("int32")}), given=None)
+    -> "label"
+    find_text_columns(the same, given=None, exclude=["label"])
+    -> ["sentence1", "sentence2"]
+
+A name that datasets usually have decides, then the type; where either leaves a choice, the user is asked:
+training on the wrong column gives a number that looks like any other.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from datasets import ClassLabel, LargeList, List, Value
+
+from sft_hf.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+TEXT_FLAG = "--text_column_names"
+LABEL_FLAG = "--label_column_name"
+
+TEXT_NAMES = (
+    "text",
+    "sentence",
+    "content",
+    "review",
+    "tweet",
+    "document",
+    "body",
+    "question",
+    "comment",
+    "comment_text",
+    "message",
+    "utterance",
+    "query",
+    "passage",
+    "headline",
+    "abstract",
+    "review_text",
+    "review_body",
+    "sms",
+)
+TEXT_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("question", "passage"),
+    ("question", "answer"),
+)
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "target",
+    "category",
+    "intent",
+    "score",
+    "sentiment",
+    "emotion",
+    "topic",
+    "rating",
+    "stars",
+    "toxicity",
+    "classes",
+    "targets",
+    "categories",
+    "intents",
+    "emotions",
+    "topics",
+    "y",
+)
+
+
+def find_column(
+    features: Mapping[str, Any] | Sequence[str],
+    *,
+    flag: str,
+    given: str | None,
+    usual_names: Sequence[str],
+    fits: Callable[[Any], bool],
+    role: str,
+) -> str:
+    """The one column that plays `role`: the given one, else the one usual name, else the only one that fits.
+
+    `features` maps names to features; a list of names alone is compared by name. `fits` says whether a
+    feature can play the role, `flag` is what the user changes. Raises DataError where the given column is
+    missing or does not fit, and where none or several could be meant.
+    """
+    features = _as_mapping(features)
+    if given is not None:
+        return _given_column(features, given, flag=flag, fits=fits, role=role)
+    fitting = [name for name, feature in features.items() if feature is None or fits(feature)]
+    candidates = [name for name in fitting if name.lower() in usual_names]
+    by_type = not candidates
+    candidates = candidates or fitting
+    if len(candidates) != 1:
+        raise _unclear(features, candidates, flag=flag, role=role)
+    if by_type:
+        logger.info("Column '%s' is taken as the %s: the only one of a fitting type.", candidates[0], role)
+    return candidates[0]
+
+
+def find_text_columns(
+    features: Mapping[str, Any] | Sequence[str], *, given: Sequence[str] | None, exclude: Iterable[str]
+) -> list[str]:
+    """The column of the text, or the two columns of a text pair in their order.
+
+    `exclude` names columns with another role. Raises DataError as `find_column` does, and for two pairs or
+    for a pair beside a further usual name.
+    """
+    features = _as_mapping(features)
+    if given:
+        return _given_text_columns(features, [given] if isinstance(given, str) else list(given))
+    excluded = set(exclude)
+    others = {name: feature for name, feature in features.items() if name not in excluded}
+    names = {name.lower(): name for name, feature in others.items() if feature is None or is_text(feature)}
+    pairs = [pair for pair in TEXT_PAIRS if set(pair) <= names.keys()]
+    if not pairs:
+        column = find_column(others, flag=TEXT_FLAG, given=None, usual_names=TEXT_NAMES, fits=is_text, role="text")
+        return [column]
+    usual = {name for name in names if name in TEXT_NAMES} | {name for pair in pairs for name in pair}
+    if usual != set(pairs[0]):
+        candidates = [original for name, original in names.items() if name in usual]
+        raise _unclear(features, candidates, flag=TEXT_FLAG, role="text")
+    return [names[name] for name in pairs[0]]
+
+
+def find_label_column(
+    features: Mapping[str, Any] | Sequence[str], *, given: str | None, exclude: Iterable[str] = ()
+) -> str:
+    """The column of the label: a usual name, else the only ClassLabel (or list of ClassLabel, or boolean).
+
+    A usual name may hold strings, numbers, booleans or lists of them. `exclude` names columns with another
+    role. Raises DataError as `find_column` does.
+    """
+    features = _as_mapping(features)
+    if given is not None:
+        return _given_column(features, given, flag=LABEL_FLAG, fits=is_label, role="label")
+    excluded = set(exclude)
+    # Any string or number could be a label; without a usual name, only a type that says so is one.
+    candidates = {
+        name: feature
+        for name, feature in features.items()
+        if name not in excluded and (feature is None or _is_usual_label(name, feature))
+    }
+    if not candidates:
+        raise _unclear(features, [], flag=LABEL_FLAG, role="label")
+    return find_column(candidates, flag=LABEL_FLAG, given=None, usual_names=LABEL_NAMES, fits=is_label, role="label")
+
+
+def feature_kind(feature: Any) -> str:
+    """What one value of a feature is: class, string, boolean, integer, float, null, list or other."""
+    if isinstance(feature, ClassLabel):
+        return "class"
+    if item_feature(feature) is not None:
+        return "list"
+    if not isinstance(feature, Value):
+        return "other"
+    for kind, is_kind in _KINDS:
+        if is_kind(feature.pa_type):
+            return kind
+    return "other"
+
+
+def item_feature(feature: Any) -> Any:
+    """The feature of a list's items, None where the feature is no list; `List` has no dtype (pitfall 5)."""
+    if isinstance(feature, (List, LargeList)):
+        return feature.feature
+    return feature[0] if isinstance(feature, list) and feature else None
+
+
+def describe_feature(feature: Any) -> str:
+    """A feature in a few words, for a message."""
+    if isinstance(feature, ClassLabel):
+        return f"ClassLabel of {feature.num_classes}"
+    item = item_feature(feature)
+    if item is not None:
+        return f"list of {describe_feature(item)}"
+    return feature.dtype if isinstance(feature, Value) else type(feature).__name__
+
+
+def is_text(feature: Any) -> bool:
+    """Whether a feature holds strings."""
+    return feature_kind(feature) == "string"
+
+
+def is_label(feature: Any) -> bool:
+    """Whether a feature can be a label: a class, a string, a number, a boolean, or a list of one of them."""
+    kind = feature_kind(feature)
+    if kind == "list":
+        return feature_kind(item_feature(feature)) not in ("list", "other")
+    return kind != "other"
+
+
+def _is_usual_label(name: str, feature: Any) -> bool:
+    item = item_feature(feature)
+    is_class = feature_kind(feature if item is None else item) == "class"
+    return is_class or feature_kind(feature) == "boolean" or (name.lower() in LABEL_NAMES and is_label(feature))
+
+
+def _is_string(pa_type: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_string(pa_type) or types.is_large_string(pa_type) or types.is_string_view(pa_type)
+
+
+def _is_float(pa_type: pa.DataType) -> bool:
+    return pa.types.is_floating(pa_type) or pa.types.is_decimal(pa_type)
+
+
+_KINDS = (
+    ("string", _is_string),
+    ("boolean", pa.types.is_boolean),
+    ("integer", pa.types.is_integer),
+    ("float", _is_float),
+    ("null", pa.types.is_null),
+)
+
+
+def _as_mapping(features: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    return dict(features) if isinstance(features, Mapping) else dict.fromkeys(features)
+
+
+def _given_text_columns(features: dict[str, Any], given: list[str]) -> list[str]:
+    if len(given) > 2 or len(set(given)) < len(given):
+        raise DataError(f"{TEXT_FLAG} {' '.join(given)}: expected one column, or the two columns of a pair.")
+    return [_given_column(features, name, flag=TEXT_FLAG, fits=is_text, role="text") for name in given]
+
+
+def _given_column(features: dict[str, Any], given: str, *, flag: str, fits: Callable[[Any], bool], role: str) -> str:
+    if given not in features:
+        lowered = {name.lower(): name for name in features}
+        near = difflib.get_close_matches(given.lower(), lowered, n=1)
+        hint = f" Did you mean '{lowered[near[0]]}'?" if near else ""
+        raise DataError(f"{flag} {given}: no such column.{hint} Columns there: {_listed(features)}.")
+    feature = features[given]
+    if feature is not None and not fits(feature):
+        raise DataError(
+            f"{flag} {given}: a column of type {describe_feature(feature)} cannot be the {role}. "
+            f"Columns there: {_listed(features)}."
+        )
+    return given
+
+
+def _unclear(features: dict[str, Any], candidates: list[str], *, flag: str, role: str) -> DataError:
+    if candidates:
+        listed = _listed({name: features[name] for name in candidates})
+        problem = f"Several columns could be the {role}: {listed}"
+    else:
+        problem = f"No column looks like the {role}. Columns there: {_listed(features)}"
+    return DataError(f"{problem}. Say which one with {flag}.")
+
+
+def _listed(features: dict[str, Any]) -> str:
+    return (
+        ", ".join(
+            f"'{name}'" if feature is None else f"'{name}' ({describe_feature(feature)})"
+            for name, feature in features.items()
+        )
+        or "none"
+    )

@@ -1,0 +1,278 @@
+"""Where examples come from: a Hub dataset, local files, a folder, a stream, or a built-in demo set.
+
+    load_splits(DataArguments(dataset_name="mteb/banking77"))
+    -> Source(splits={"train": Dataset, "test": Dataset}, kind="hub", name="mteb/banking77", revision="0fd18e2...")
+
+Whatever the source, its splits come out under the names train, validation and test, and each row carries
+`example_id`, its row number in the split it came from, so that a mistake, a prediction or a NaN has an address.
+"""
+
+import glob
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+
+from sft_hf import hub
+from sft_hf.arguments import DataArguments
+from sft_hf.data.builtin import builtin_dataset
+from sft_hf.errors import ArgumentError, DataError
+
+logger = logging.getLogger(__name__)
+
+BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
+VALIDATION_NAMES = ("validation", "valid", "val", "dev", "validation_matched")
+EXAMPLE_ID = "example_id"
+AnyDataset = datasets.Dataset | datasets.IterableDataset
+
+
+@dataclass(frozen=True)
+class Source:
+    """The splits, and what to record about where they came from."""
+
+    splits: dict[str, AnyDataset]
+    kind: str  # hub | files | folder | builtin | memory
+    name: str
+    config_name: str | None = None
+    revision: str | None = None  # the resolved commit of a Hub dataset
+    hub_id: str | None = None  # ORG/NAME for the model card; None for what the Hub does not have
+    files: dict[str, list[str]] = field(default_factory=dict)
+
+
+def load_splits(data_args: DataArguments, *, token: str | None = None, cache_dir: str | None = None) -> Source:
+    """Load the source that the flags name.
+
+    Raises ArgumentError for flags that do not go together, DataError for a missing file, split or configuration and for a
+    row that cannot be read, HubError for a repository that is missing, private, gated or refuses the token.
+    """
+    if data_args.dataset_name and data_args.train_file:
+        raise ArgumentError("--dataset_name and --train_file name two sources; give one of them.")
+    if data_args.train_file:
+        source = _load_files(data_args, cache_dir)
+    elif data_args.validation_file or data_args.test_file:
+        raise ArgumentError("--validation_file and --test_file need --train_file.")
+    elif not data_args.dataset_name:
+        raise ArgumentError("No data: give --dataset_name ORG/NAME (or a folder) or --train_file FILE.")
+    elif data_args.dataset_name.startswith("builtin:"):
+        name = data_args.dataset_name
+        source = _named_splits(builtin_dataset(name.removeprefix("builtin:")), data_args, kind="builtin", name=name)
+    elif Path(data_args.dataset_name).expanduser().exists():
+        source = _load_folder(data_args, cache_dir)
+    else:
+        source = _load_hub(data_args, token, cache_dir)
+    return source
+
+
+def from_memory(splits: "datasets.DatasetDict | dict[str, AnyDataset]", data_args: DataArguments) -> Source:
+    """The datasets that a notebook hands over, under the same rules as any other source."""
+    return _named_splits(splits, data_args, kind="memory", name="memory")
+
+
+def sample(dataset: AnyDataset, number: int | None, *, seed: int, flag: str, buffer_size: int = 1000) -> AnyDataset:
+    """A seeded random sample in the original order; a stream gives the first `number` of its shuffled order.
+
+    The first rows would be of one class where a dataset is sorted by label, as many are.
+    """
+    if number is None:
+        return dataset
+    if number <= 0:
+        raise ArgumentError(f"{flag} {number}: expected a positive number")
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.shuffle(seed=seed, buffer_size=buffer_size).take(number)
+    if number >= len(dataset):
+        return dataset
+    import numpy as np
+
+    chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), size=number, replace=False))
+    return dataset.select(chosen)
+
+
+def _load_files(data_args: DataArguments, cache_dir: str | None) -> Source:
+    files = {
+        split: _expand(patterns, flag=f"--{split}_file")
+        for split, patterns in (
+            ("train", data_args.train_file),
+            ("validation", data_args.validation_file),
+            ("test", data_args.test_file),
+        )
+        if patterns
+    }
+    splits: dict[str, AnyDataset] = {}
+    for split, paths in files.items():
+        splits[split] = _read_files(
+            paths, split, flag=f"--{split}_file", streaming=data_args.streaming, cache_dir=cache_dir
+        )
+    return Source(_with_example_ids(splits), kind="files", name=Path(files["train"][0]).stem, files=files)
+
+
+def _expand(patterns: list[str], *, flag: str) -> list[str]:
+    paths: list[str] = []
+    for pattern in [part for item in patterns for part in ([item] if Path(item).exists() else item.split(","))]:
+        expanded = str(Path(pattern).expanduser())
+        found = sorted(glob.glob(expanded, recursive=True)) or ([expanded] if Path(expanded).is_file() else [])
+        if not found:
+            folder = Path(expanded).parent
+            there = sorted(path.name for path in folder.glob("*"))[:10] if folder.is_dir() else []
+            raise DataError(f"{flag} {pattern}: no such file. In {folder}: {', '.join(there) or 'nothing'}.")
+        paths += found
+    return paths
+
+
+def _read_files(paths: list[str], split: str, *, flag: str, streaming: bool, cache_dir: str | None) -> AnyDataset:
+    suffixes = {Path(path).suffix.lower() for path in paths}
+    if len(suffixes) > 1 or not suffixes <= set(BUILDERS):
+        raise DataError(f"{flag}: {', '.join(sorted(suffixes))} given; expected one kind of {', '.join(BUILDERS)}.")
+    suffix = suffixes.pop()
+    options: dict = {}
+    if BUILDERS[suffix] == "csv":
+        # pandas would read the texts "NA", "null" and "None" as missing; only an empty cell is.
+        options = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+    _check_rows(paths, suffix, flag)
+    try:
+        return datasets.load_dataset(
+            BUILDERS[suffix],
+            data_files={split: paths},
+            split=split,
+            streaming=streaming,
+            cache_dir=cache_dir,
+            **options,
+        )
+    except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, OSError) as error:
+        raise DataError(f"{flag} {', '.join(paths)} cannot be read: {_root_cause(error)}") from error
+
+
+def _check_rows(paths: list[str], suffix: str, flag: str) -> None:
+    """Name the line of a json-lines file that is no JSON object; the reader's own message counts in blocks."""
+    for path in paths if suffix in (".jsonl", ".ndjson") else ():
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{flag} {path}, line {number}: not valid JSON ({error})") from None
+                if not isinstance(value, dict):
+                    raise DataError(f"{flag} {path}, line {number}: expected an object, got {type(value).__name__}")
+
+
+def _load_folder(data_args: DataArguments, cache_dir: str | None) -> Source:
+    folder = Path(data_args.dataset_name).expanduser()
+    flag = f"--dataset_name {folder}"
+    if folder.is_file():
+        raise ArgumentError(f"{flag} is a file; give files by --train_file.")
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        loaded = datasets.load_from_disk(str(folder))
+        splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+        if data_args.streaming:
+            splits = {name: dataset.to_iterable_dataset() for name, dataset in splits.items()}
+    else:
+        splits = _load_dataset(str(folder), data_args, flag=flag, cache_dir=cache_dir)
+    return _named_splits(splits, data_args, kind="folder", name=folder.name)
+
+
+def _load_hub(data_args: DataArguments, token: str | None, cache_dir: str | None) -> Source:
+    name, flag = data_args.dataset_name, "--dataset_name"
+    sha = _resolve_revision(name, data_args.dataset_revision, token)
+    try:
+        splits = hub.with_retries(
+            lambda: _load_dataset(
+                name,
+                data_args,
+                flag=f"{flag} {name}",
+                cache_dir=cache_dir,
+                revision=sha or data_args.dataset_revision,
+                token=token,
+            ),
+            f"load_dataset {name}",
+        )
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise hub.explain(error.__cause__ or error, kind="dataset", repo_id=name, flag=flag) from error
+    source = _named_splits(splits, data_args, kind="hub", name=name)
+    return Source(
+        source.splits, kind="hub", name=name, config_name=data_args.dataset_config_name, revision=sha, hub_id=name
+    )
+
+
+def _resolve_revision(name: str, revision: str | None, token: str | None) -> str | None:
+    """The commit that `revision` means now; None without the Hub, where the cache decides."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    try:
+        return hub.with_retries(lambda: HfApi(token=token).dataset_info(name, revision=revision).sha, f"dataset {name}")
+    except OfflineModeIsEnabled:
+        return None
+    except HFValidationError as error:
+        raise DataError(f"--dataset_name {name}: no such file or folder, and no name of the Hub: {error}") from None
+    except Exception as error:
+        if isinstance(error, hub.HfHubHTTPError) or hub.is_transient(error):
+            raise hub.explain(error, kind="dataset", repo_id=name, flag="--dataset_name") from error
+        raise
+
+
+def _load_dataset(name: str, data_args: DataArguments, *, flag: str, **options) -> "datasets.DatasetDict":
+    config = data_args.dataset_config_name
+    try:
+        return datasets.load_dataset(name, config, streaming=data_args.streaming, **options)
+    except datasets.exceptions.DatasetNotFoundError:
+        raise
+    except ValueError as error:
+        message = _root_cause(error)
+        hint = " Choose one with --dataset_config_name." if "onfig" in message else ""
+        raise DataError(f"{flag}: {message}{hint}") from error
+    except (datasets.exceptions.DatasetsError, FileNotFoundError) as error:
+        raise DataError(f"{flag} cannot be read: {_root_cause(error)}") from error
+
+
+def _named_splits(splits, data_args: DataArguments, *, kind: str, name: str) -> Source:
+    """Rename the splits that the flags, or the usual names, choose to train, validation and test."""
+    chosen = {"train": data_args.train_split_name, "validation": data_args.validation_split_name}
+    chosen["test"] = data_args.test_split_name
+    if chosen["validation"] is None:
+        chosen["validation"] = next((split for split in VALIDATION_NAMES if split in splits), None)
+    if chosen["test"] is None and "test" in splits:
+        chosen["test"] = "test"
+    if chosen["test"] is not None and chosen["test"] == chosen["validation"]:
+        chosen["test"] = None
+    named = {}
+    for role, split in chosen.items():
+        if split is None:
+            continue
+        if split not in splits:
+            raise DataError(
+                f"{name} has no split {split!r}; it has {', '.join(splits) or 'none'}. Choose with --{role}_split_name."
+            )
+        named[role] = splits[split]
+    if chosen["validation"] == chosen["train"] or chosen["test"] == chosen["train"]:
+        raise ArgumentError(f"--train_split_name {chosen['train']} is also the split to validate or test on.")
+    return Source(_with_example_ids(named), kind=kind, name=name)
+
+
+def _with_example_ids(splits: dict[str, AnyDataset]) -> dict[str, AnyDataset]:
+    return {split: _with_example_id(dataset) for split, dataset in splits.items()}
+
+
+def _with_example_id(dataset: AnyDataset) -> AnyDataset:
+    columns = dataset.column_names or []
+    if EXAMPLE_ID in columns:
+        logger.info("the column %s of the dataset is replaced by the row number", EXAMPLE_ID)
+        dataset = dataset.remove_columns(EXAMPLE_ID)
+    if isinstance(dataset, datasets.IterableDataset):
+        if dataset.features is None:
+            dataset = dataset._resolve_features()
+        features = datasets.Features({**dataset.features, EXAMPLE_ID: datasets.Value("int64")})
+        return dataset.map(_number_rows, with_indices=True, features=features)
+    return dataset.add_column(EXAMPLE_ID, list(range(len(dataset))))
+
+
+def _number_rows(example: dict, index: int) -> dict:
+    return {**example, EXAMPLE_ID: index}
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        error = error.__cause__ or error.__context__
+    return f"{type(error).__name__}: {error}" if not str(error) else str(error)

