@@ -12,10 +12,11 @@ import argparse
 import difflib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -46,6 +47,8 @@ WITHOUT_EFFECT = {
     "remove_unused_columns": "each task keeps exactly the columns that it needs",
 }
 SECRETS = ("token", "hub_token")
+NOT_GIVEN = object()
+EXPONENT = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+")
 DATA_SOURCES = ("dataset_name", "train_file")
 
 
@@ -196,23 +199,29 @@ class _Parser(HfArgumentParser):
         )
         self.add_argument("--config", metavar="FILE.yaml", help="Keys are flag names; `env:` sets variables.")
         self.flags = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
-        for action in self.flags.values():
+        mappings = {name for kind in dataclass_types for name, hint in get_type_hints(kind).items() if _is_mapping(hint)}
+        for name, action in self.flags.items():
             action.required = False
+            if name in mappings:
+                action.type = _mapping
 
     def error(self, message: str):
         raise ArgumentError(message)
 
     def explicit(self, arguments: list[str], where: str) -> dict[str, Any]:
         """The values that `arguments` really name, typed; ArgumentError with the nearest name for an unknown one."""
-        for action in self._actions:
-            action.default = argparse.SUPPRESS
+        # Defaults stay what they are, for --help; a name that is already there does not get its own.
+        nothing = argparse.Namespace(**{action.dest: NOT_GIVEN for action in self._actions})
         try:
-            namespace, unknown = self.parse_known_args(arguments)
+            namespace, unknown = self.parse_known_args(arguments, nothing)
         except ArgumentError as error:
             raise ArgumentError(f"{where}: {error}") from None
         if unknown:
             raise ArgumentError(f"{where}: {self._unknown(unknown[0])}")
-        return vars(namespace)
+        values = {name: value for name, value in vars(namespace).items() if value is not NOT_GIVEN}
+        if "resume_from_checkpoint" in values:
+            values["resume"] = values.pop("resume_from_checkpoint")
+        return values
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
@@ -228,7 +237,32 @@ class _Parser(HfArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the recipe's docstring as it is written and shows defaults."""
+    """Keeps the recipe's docstring as it is written and shows defaults, the recipe's before the class's."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "", []) else super()._get_help_string(action)
+
+
+def _is_mapping(hint: Any) -> bool:
+    return any((get_origin(kind) or kind) is dict for kind in (hint, *get_args(hint)))
+
+
+def _mapping(text: str) -> Any:
+    """A JSON object; other text (a path, for the flags that also take a file) stays what it is."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text, object_hook=_with_numbers)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"invalid JSON: {error}") from None
+
+
+def _with_numbers(mapping: dict[str, Any]) -> dict[str, Any]:
+    """YAML reads 1e-7 as a string inside of a mapping too (pitfall 9)."""
+    return {
+        key: float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+        for key, value in mapping.items()
+    }
 
 
 def parse_arguments(
@@ -248,19 +282,19 @@ def parse_arguments(
     that the dataclasses themselves refuse.
     """
     parser = _Parser(dataclass_types, description)
+    recipe = _explicit_mapping(parser, defaults, "recipe")
+    parser.set_defaults(**recipe)  # for --help alone
     command_line = parser.explicit(list(arguments), "command line")
     config = command_line.pop("config", None)
     yaml_values = read_config(config)[0] if config else {}
     layers = [
-        ("recipe", _explicit_mapping(parser, defaults, "recipe")),
+        ("recipe", recipe),
         (str(config), _explicit_mapping(parser, yaml_values, str(config))),
         ("command line", command_line),
     ]
     if _is_from_scratch(_merge(layers)[0]):
-        layers[0] = ("recipe", {**layers[0][1], **_explicit_mapping(parser, scratch_defaults or {}, "recipe")})
+        layers[0] = ("recipe", {**recipe, **_explicit_mapping(parser, scratch_defaults or {}, "recipe")})
     merged, origin = _merge(layers)
-    if "resume_from_checkpoint" in merged:
-        merged["resume"] = merged.pop("resume_from_checkpoint")
     for name in sorted(set(merged) & set(WITHOUT_EFFECT)):
         logger.info("%s: --%s changes nothing: %s", origin[name], name, WITHOUT_EFFECT[name])
     return Parsed(_instantiate(dataclass_types, merged), _all_values(dataclass_types, merged), origin)
@@ -268,26 +302,39 @@ def parse_arguments(
 
 def _explicit_mapping(parser: _Parser, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A mapping's values as the command line would have typed them; None takes a lower layer's value back."""
-    arguments = []
+    arguments, unparsed = [], {}
     for name, value in values.items():
         if name not in parser.flags:
             raise ArgumentError(f"{where}: unknown key {name!r}. {parser.advice(str(name))}")
-        if value is not None:
+        # An empty list has no form on the command line, but recipe.yaml holds some.
+        if value is None or (parser.flags[name].nargs == "+" and value in ([], "")):
+            unparsed[name] = value
+        else:
             arguments += _as_arguments(parser.flags[name], name, value)
-    return {**{name: None for name, value in values.items() if value is None}, **parser.explicit(arguments, where)}
+    return {**unparsed, **parser.explicit(arguments, where)}
 
 
 def _as_arguments(action: argparse.Action, name: str, value: Any) -> list[str]:
     if isinstance(value, Mapping):
         if action.nargs == "+":
-            return [f"--{name}", *(f"{key}={item}" for key, item in value.items())]
+            return [f"--{name}", *(f"{key}={_as_text(item)}" for key, item in value.items())]
         return [f"--{name}={json.dumps(value)}"]
     if isinstance(value, (list, tuple)):
         items = [str(item) for item in value]
         return [f"--{name}", *items] if action.nargs == "+" else [f"--{name}={','.join(items)}"]
     if action.nargs == "+":
         return [f"--{name}", str(value)]
-    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    if value is True and action.const is True:
+        return [f"--{name}"]
+    if isinstance(value, bool) and action.choices:
+        # YAML reads `save_strategy: no` and `cpu_bf16: off` as booleans.
+        words = ("on", "yes") if value else ("off", "no")
+        value = next((word for word in words if word in action.choices), value)
+    return [f"--{name}={_as_text(value)}"]
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _merge(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -59,7 +59,6 @@ def save_model(trainer: SftTrainer, prepared, output_dir: str) -> None:
     config = trainer.accelerator.unwrap_model(trainer.model).config
     if trainer.thresholds is not None:
         config.thresholds = [round(float(value), 4) for value in trainer.thresholds]
-    config.use_cache = True if getattr(config, "use_cache", None) is not None else None
     trainer.save_model(output_dir, _internal_call=True)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from datasets import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
@@ -98,8 +99,8 @@ def _run(parsed: Parsed) -> dict[str, float]:
         artefacts.write_recipe(training_args.output_dir, parsed.values)
     trainer, prepared = _build(task, data_args, model_args, training_args, methods=tuple(methods), datasets=None)
     _train(trainer, training_args)
-    results = _evaluate(trainer, prepared, started=started)
-    _leave_behind(trainer, prepared, results, parsed)
+    results, predictions = _evaluate(trainer, prepared, started=started)
+    _leave_behind(trainer, prepared, results, parsed, predictions)
     return results["metrics"].get("test") or results["metrics"]["validation"]
 
 
@@ -411,17 +412,19 @@ def _train(trainer: SftTrainer, training_args: FinetuningArguments) -> None:
     trainer.signals.check(str(left) if left else None)
 
 
-def _evaluate(trainer: SftTrainer, prepared: Prepared, *, started: float) -> dict[str, Any]:
-    """The best model on validation and, once, on test."""
-    metrics = {"validation": _plain(trainer.evaluate(), "eval")}
+def _evaluate(
+    trainer: SftTrainer, prepared: Prepared, *, started: float
+) -> tuple[dict[str, Any], dict[int, np.ndarray] | None]:
+    """The best model on validation and, once, on test: the results, and the predictions for test."""
+    metrics, predictions = {"validation": _plain(trainer.evaluate(), "eval")}, None
     test = prepared.examples.get("test")
     if test is not None and _is_labelled(test):
-        metrics["test"] = _plain(trainer.evaluate(test, metric_key_prefix="test"), "test")
-    return {
-        "task": trainer.task.pipeline_tag,
-        "metrics": metrics,
-        "training": artefacts.training_facts(trainer, started=started),
-    }
+        on_test, predictions = trainer.evaluate_and_predict(test, metric_key_prefix="test")
+        metrics["test"] = _plain(on_test, "test")
+    elif test is not None:
+        predictions = trainer.predictions(test)
+    training = artefacts.training_facts(trainer, started=started)
+    return {"task": trainer.task.pipeline_tag, "metrics": metrics, "training": training}, predictions
 
 
 def _is_labelled(dataset: AnyDataset) -> bool:
@@ -438,10 +441,14 @@ def _plain(metrics: dict[str, float], prefix: str) -> dict[str, float]:
     return {name: value for name, value in plain.items() if not name.startswith(left_out)}
 
 
-def _leave_behind(trainer: SftTrainer, prepared: Prepared, results: dict[str, Any], parsed: Parsed) -> None:
+def _leave_behind(
+    trainer: SftTrainer,
+    prepared: Prepared,
+    results: dict[str, Any],
+    parsed: Parsed,
+    predictions: dict[int, np.ndarray] | None,
+) -> None:
     training_args = trainer.args
-    test = prepared.examples.get("test")
-    predictions = trainer.predictions(test) if test is not None else None
     sample_rows = artefacts.reload_sample(prepared.rows["validation"])
     expected = trainer.predictions(artefacts.matching(prepared.examples["validation"], sample_rows))
     artefacts.save_model(trainer, prepared, training_args.output_dir)

@@ -118,7 +118,7 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        _record_exit_code(error.code if isinstance(error.code, int) else 1)
+        _record_exit_code(error.code if isinstance(error.code, int) else int(error.code is not None))
         raise
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)

@@ -33,6 +33,7 @@ from sft_hf.metrics import Metrics
 from sft_hf.task import Batch, Task
 
 logger = logging.getLogger(__name__)
+REPEATED = "repeated"  # the key of a batch that is there to keep ranks in step and does not count
 
 
 class SftTrainer(Trainer):
@@ -61,6 +62,7 @@ class SftTrainer(Trainer):
         self._push_thread = ThreadPoolExecutor(max_workers=1)
         self._push: Future | None = None
         self.thresholds: np.ndarray | None = None  # of multi-label classes, from the last validation
+        self._collected: dict[int, np.ndarray] | None = None  # predictions of the pass under way, where they are wanted
         super().__init__(**kwargs)
         # Before transformers had loss_is_scaled_for_ga (5.18), this was what kept it from dividing once more.
         self.model_accepts_loss_kwargs = True
@@ -80,19 +82,38 @@ class SftTrainer(Trainer):
             batch = next(epoch_iterator, None)
             if batch is None:
                 break
+            batch = self._without_repeats(batch)
             for method in self.methods:
                 batch = method.wrap_batch(batch, step=self.state.global_step, seed=self.args.seed)
             batches.append(batch)
         return batches, self._denominators(batches, device) if batches else None
 
+    def _without_repeats(self, batch: Batch) -> Batch:
+        """Cut off the examples with which accelerate fills the last batch of an epoch up to equal sizes.
+
+        They are the first ones of the epoch and would count twice. A rank left without any of its own keeps one, since all
+        ranks have to run backward together, and marks it REPEATED: its loss does not count.
+        """
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return batch
+        size = len(batch["example_id"])
+        own = min(max(state.remainder - self.args.process_index * size, 0), size)
+        batch = {name: value[: max(own, 1)] for name, value in batch.items()}
+        return batch if own else {**batch, REPEATED: True}
+
     def _denominators(self, batches: list[Batch], device: torch.device) -> dict[str, torch.Tensor]:
-        parts = [self.task.loss_denominators(self.train_loss, batch) for batch in batches]
+        parts = [self._denominators_of(batch) for batch in batches]
         totals = {name: sum(part[name] for part in parts).to(device) for name in parts[0]}
         if self._averages_over_ranks():
             names = sorted(totals)
             gathered = self.accelerator.gather(torch.stack([totals[name] for name in names])[None]).sum(dim=0)
             totals = dict(zip(names, gathered, strict=True))
         return totals
+
+    def _denominators_of(self, batch: Batch) -> dict[str, torch.Tensor]:
+        denominators = self.task.loss_denominators(self.train_loss, batch)
+        return {name: value * (REPEATED not in batch) for name, value in denominators.items()}
 
     def _averages_over_ranks(self) -> bool:
         return self.args.world_size > 1 and self.args.average_tokens_across_devices
@@ -107,10 +128,11 @@ class SftTrainer(Trainer):
         """This micro-batch's share of the global batch's loss; the shares of a step add up to its mean."""
         if self._freeze_base_model:
             self.accelerator.unwrap_model(model).base_model.eval()  # frozen weights under dropout are only noise
+        counts = inputs.pop(REPEATED, None) is None
         outputs, sums = self.task.loss_sums(self.train_loss, model, inputs)
         denominators = num_items_in_batch or self.task.loss_denominators(self.train_loss, inputs)
         smallest = torch.finfo(torch.float32).tiny
-        loss = sum(sums[name] / denominators[name].clamp(min=smallest) for name in sums)
+        loss = sum(sums[name] * counts / denominators[name].clamp(min=smallest) for name in sums)
         if self._averages_over_ranks():
             loss = loss * self.accelerator.num_processes  # data parallel averages the ranks' gradients
         return (loss, outputs) if return_outputs else loss
@@ -162,26 +184,28 @@ class SftTrainer(Trainer):
 
     def _run_over(self, dataloader: DataLoader) -> tuple[Metrics, dict[str, tuple[float, float]], int]:
         metrics, sums, num_examples = self.make_metrics(), {}, 0
+        self.callback_handler.eval_dataloader = dataloader
         for batch, outputs, batch_sums in self._forward_over(dataloader):
             denominators = self.task.loss_denominators(self.loss, batch)
             new = {name: (float(batch_sums[name]), float(denominators[name])) for name in batch_sums}
             sums = _added(sums, new)
-            labels, example_id = batch["labels"].cpu().numpy(), batch["example_id"].cpu().numpy()
-            metrics.update(self.task.predict(outputs), labels, example_id=example_id)
+            predictions, example_id = self.task.predict(outputs), batch["example_id"].cpu().numpy()
+            metrics.update(predictions, batch["labels"].cpu().numpy(), example_id=example_id)
+            if self._collected is not None:
+                self._collected.update(zip(example_id.tolist(), predictions, strict=True))
             num_examples += len(example_id)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return metrics, sums, num_examples
 
     @torch.no_grad()
     def _forward_over(self, dataloader: DataLoader) -> Iterator[tuple[Batch, Any, dict[str, torch.Tensor]]]:
         model = self._evaluation_model()
         model.eval()
-        self.callback_handler.eval_dataloader = dataloader
         own = getattr(dataloader.batch_sampler, "num_own", None)
         for step, batch in enumerate(dataloader):
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 outputs, sums = self.task.loss_sums(self.loss, model, batch)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             if own is None or step < own:
                 yield batch, outputs, sums
 
@@ -193,14 +217,26 @@ class SftTrainer(Trainer):
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
         return self.model
 
+    def evaluate_and_predict(
+        self, dataset: Dataset | IterableDataset, *, metric_key_prefix: str
+    ) -> tuple[dict[str, float], dict[int, np.ndarray]]:
+        """evaluate(), and example_id -> prediction of the same pass, over all ranks."""
+        self._collected = {}
+        metrics = self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
+        collected, self._collected = self._collected, None
+        return metrics, self._over_ranks(collected)
+
     def predictions(self, dataset: Dataset | IterableDataset) -> dict[int, np.ndarray]:
         """example_id -> prediction, over all ranks; a split needs no labels for it."""
         found = {}
         for batch, outputs, _ in self._forward_over(self.get_eval_dataloader(dataset)):
             found.update(zip(batch["example_id"].tolist(), self.task.predict(outputs), strict=True))
-        if self.args.world_size > 1:
-            found = {key: value for part in gather_object([found]) for key, value in part.items()}
-        return found
+        return self._over_ranks(found)
+
+    def _over_ranks(self, found: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        if self.args.world_size == 1:
+            return found
+        return {key: value for part in gather_object([found]) for key, value in part.items()}
 
     # ---- what is saved and pushed ----
 

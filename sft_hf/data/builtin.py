@@ -15,7 +15,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -93,16 +92,15 @@ def first_paragraph(docstring: str) -> str:
 def _docstrings() -> DatasetDict:
     """Text classification: from which of five libraries a docstring comes; about 600 texts of each, none twice."""
     texts = {library: _texts(library) for library in MODULES}
-    times = Counter(text for library in texts for text in texts[library])
-    # The same words in two libraries have no right answer.
-    rows = [
-        (text, label)
-        for label, library in enumerate(MODULES)
-        for text in sorted((text for text in texts[library] if times[text] == 1), key=_digest)[:TEXTS_PER_LIBRARY]
-    ]
+    libraries = Counter(key for library in texts for key in texts[library])
+    rows = []
+    for label, library in enumerate(MODULES):
+        # The same words in two libraries have no right answer.
+        own = [text for key, text in texts[library].items() if libraries[key] == 1]
+        rows += [(text, label) for text in sorted(own, key=_digest)[:TEXTS_PER_LIBRARY]]
     rows.sort(key=lambda row: _digest(row[0]))
     features = Features({"text": Value("string"), "label": ClassLabel(names=list(MODULES))})
-    description = "First paragraphs of docstrings of " + ", ".join(f"{name} {version(name)}" for name in MODULES)
+    description = "First paragraphs of docstrings of " + ", ".join(map(_versioned, MODULES))
     return DatasetDict(
         {
             split: Dataset.from_dict(
@@ -128,7 +126,8 @@ def _split(labels: list[int]) -> dict[str, np.ndarray]:
     }
 
 
-def _texts(library: str) -> set[str]:
+def _texts(library: str) -> dict[str, str]:
+    """The texts of a library, one for each key: what is left of it without case and closing punctuation."""
     docstrings = set()
     # Some modules warn on import, some attributes when they are read.
     with warnings.catch_warnings():
@@ -138,7 +137,12 @@ def _texts(library: str) -> set[str]:
                 docstring = _read(documented, "__doc__")
                 docstrings.update([docstring] if isinstance(docstring, str) else [])
     texts = {first_paragraph(docstring) for docstring in docstrings}
-    return {text for text in texts if len(text) >= MIN_CHARACTERS and not POINTER.match(text)}
+    kept = [text for text in texts if len(text) >= MIN_CHARACTERS and not POINTER.match(text)]
+    return {text.rstrip(" .:").casefold(): text for text in sorted(kept)}
+
+
+def _versioned(library: str) -> str:
+    return f"{library} {importlib.import_module(MODULES[library].partition('.')[0].split()[0]).__version__}"
 
 
 def _import(name: str, library: str) -> ModuleType | None:

@@ -1,0 +1,195 @@
+"""The gradient of a step does not depend on how its global batch was cut; evaluation counts every example once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from sft_hf import build_trainer
+from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
+from sft_hf.tasks.text_classification import TextClassification
+from sft_hf.trainer import EvaluationBatches
+
+TOPICS = {"animal": "the cat and the dog", "number": "one two three plus", "colour": "red green or blue"}
+
+
+def topic_rows(num_rows: int) -> Dataset:
+    """Classes of unequal number, texts of unequal length: sums and means differ in every cut."""
+    names = ["animal", "number", "animal", "colour", "animal"]
+    rows = [(" ".join([TOPICS[names[i % 5]]] * (1 + i % 3)) + f" {i}", names[i % 5]) for i in range(num_rows)]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=sorted(TOPICS))})
+    return Dataset.from_dict({"text": [text for text, _ in rows], "label": [name for _, name in rows]}, features=features)
+
+
+def multi_label_rows(num_rows: int) -> Dataset:
+    names = ["a", "b", "c"]
+    rows = [[name for bit, name in enumerate(names) if i + 1 & 1 << bit] for i in range(num_rows)]
+    features = Features({"text": Value("string"), "labels": List(Value("string"))})
+    texts = [" ".join(row) + f" {i}" for i, row in enumerate(rows)]
+    return Dataset.from_dict({"text": texts, "labels": rows}, features=features)
+
+
+def make_trainer(
+    output_dir: Path,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    steps: int = 1,
+    task: TextClassification | None = None,
+    data_args: DataArguments | None = None,
+    **flags,
+):
+    arguments = {
+        "max_steps": 1,
+        "learning_rate": 1.0,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **flags,
+    }
+    return build_trainer(
+        task or TextClassification(),
+        data_args or DataArguments(),
+        ModelArguments(model_name_or_path="builtin:lstm", config_overrides=["dropout=0", "hidden_size=16", "embedding_size=16"]),
+        FinetuningArguments(
+            output_dir=str(output_dir),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+            **arguments,
+        ),
+        datasets=DatasetDict(train=dataset, validation=dataset),
+    )
+
+
+def gradient(trainer) -> torch.Tensor:
+    """What one step of plain SGD at rate 1 subtracted: the gradient."""
+    before = torch.cat([parameter.detach().clone().ravel() for parameter in trainer.model.parameters()])
+    trainer.train()
+    after = torch.cat([parameter.detach().ravel() for parameter in trainer.model.parameters()])
+    return before - after
+
+
+def relative_difference(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float((left - right).norm() / right.norm())
+
+
+CASES = {
+    "cross_entropy": (topic_rows, TextClassification(), {}),
+    "weighted": (topic_rows, TextClassification(class_weights="balanced"), {"label_smoothing_factor": 0.1}),
+    "focal": (topic_rows, TextClassification(loss="focal"), {}),
+    "multi_label": (multi_label_rows, TextClassification(), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_global_batch_has_one_gradient_however_it_is_cut(case, tmp_path):
+    """Pitfall 1: the stock Trainer multiplies by the number of accumulation steps for most heads."""
+    make_rows, task, flags = CASES[case]
+    whole = gradient(make_trainer(tmp_path, make_rows(8), batch_size=8, task=task, **flags))
+    for batch_size, steps in ((2, 4), (4, 2)):
+        cut = gradient(make_trainer(tmp_path, make_rows(8), batch_size=batch_size, steps=steps, task=task, **flags))
+        assert relative_difference(cut, whole) < 1e-5
+
+
+def test_a_short_last_batch_weighs_its_examples_like_any_other(tmp_path):
+    whole = gradient(make_trainer(tmp_path, topic_rows(7), batch_size=7))
+    cut = gradient(make_trainer(tmp_path, topic_rows(7), batch_size=2, steps=4))
+    assert relative_difference(cut, whole) < 1e-5
+
+
+def test_the_logged_loss_is_the_mean_over_the_global_batch(tmp_path):
+    losses = []
+    for batch_size, steps in ((8, 1), (2, 4)):
+        trainer = make_trainer(tmp_path, topic_rows(8), batch_size=batch_size, steps=steps, logging_steps=1)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(1.0986, abs=0.05)  # ln(3 classes), the head is new
+
+
+WORKER = """
+import sys, json, torch
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import test_trainer as t
+results = {}
+for case, (make_rows, task, flags) in t.CASES.items():
+    trainer = t.make_trainer(Path(sys.argv[2]) / "run", make_rows(8), batch_size=4, task=task, **flags)
+    assert trainer.args.world_size == 2 and trainer.args.device.type == "cpu"
+    results[case] = t.gradient(trainer)
+results["short"] = t.gradient(t.make_trainer(Path(sys.argv[2]) / "run", t.topic_rows(5), batch_size=4))
+results["one rank empty"] = t.gradient(t.make_trainer(Path(sys.argv[2]) / "run", t.topic_rows(3), batch_size=4))
+trainer = t.make_trainer(Path(sys.argv[2]) / "run", t.topic_rows(11), batch_size=4, per_device_eval_batch_size=2)
+metrics, predictions = trainer.evaluate_and_predict(trainer.eval_dataset, metric_key_prefix="eval")
+results["eval"] = {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"], "rows": sorted(predictions)}
+if trainer.args.process_index == 0:
+    torch.save(results, Path(sys.argv[2]) / "results.pt")
+"""
+
+
+def test_two_processes_have_the_gradient_and_the_metrics_of_one(tmp_path):
+    """Pitfall 2: 2 processes x 4 steps gave 8 times the gradient and twice the eval_loss."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    subprocess.run([*command, str(tmp_path / "worker.py"), str(Path(__file__).parent), str(tmp_path)], check=True, timeout=200)
+    two = torch.load(tmp_path / "results.pt", weights_only=True)
+    for case, (make_rows, task, flags) in CASES.items():
+        one = gradient(make_trainer(tmp_path, make_rows(8), batch_size=8, task=task, **flags))
+        assert relative_difference(two[case], one) < 1e-5, case
+    for case, num_rows in (("short", 5), ("one rank empty", 3)):
+        one = gradient(make_trainer(tmp_path, topic_rows(num_rows), batch_size=num_rows))
+        assert relative_difference(two[case], one) < 1e-5, case
+    trainer = make_trainer(tmp_path, topic_rows(11), batch_size=4, per_device_eval_batch_size=2)
+    metrics = trainer.evaluate()
+    assert two["eval"]["rows"] == list(range(11))
+    assert two["eval"]["loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
+    assert two["eval"]["accuracy"] == metrics["eval_accuracy"]
+
+
+def test_evaluation_batches_of_all_ranks_hold_each_example_once():
+    dataset = Dataset.from_dict({"length": [3, 9, 5, 1, 7]})
+    ranks = [EvaluationBatches(dataset, 2, rank=rank, world_size=2) for rank in range(2)]
+    assert [list(rank) for rank in ranks] == [[[1, 4], [3]], [[2, 0], [1, 4]]]  # longest first; rank 1 repeats one
+    assert [rank.num_own for rank in ranks] == [2, 1]
+
+
+def test_eval_loss_does_not_depend_on_the_batch_size(tmp_path):
+    losses = [
+        make_trainer(tmp_path, topic_rows(11), batch_size=4, per_device_eval_batch_size=size).evaluate()["eval_loss"]
+        for size in (1, 4, 11)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_frozen_base_model_keeps_its_weights_and_no_dropout(tmp_path):
+    trainer = make_trainer(tmp_path, topic_rows(8), batch_size=4)
+    trainer._freeze_base_model = True
+    trainer.model.base_model.requires_grad_(False)
+    before = {name: value.clone() for name, value in trainer.model.base_model.state_dict().items()}
+    trainer.train()
+    assert not trainer.model.base_model.training
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.base_model.state_dict().items())
+
+
+def test_training_args_bin_holds_no_token(tmp_path):
+    """Pitfall 40: the Trainer saves, and pushes, its arguments with hub_token in clear."""
+    trainer = make_trainer(tmp_path, topic_rows(8), batch_size=4, hub_token="hf_very_secret")
+    trainer.save_model(str(tmp_path / "saved"), _internal_call=True)
+    assert b"hf_very_secret" not in (tmp_path / "saved" / "training_args.bin").read_bytes()
+    assert trainer.args.hub_token == "hf_very_secret"
+
+
+def test_timing_counts_steps_alone(tmp_path):
+    trainer = make_trainer(tmp_path, topic_rows(8), batch_size=4, max_steps=3, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    assert trainer.timing.num_steps == 3
+    assert 0 < trainer.timing.step_seconds < trainer.state.log_history[-1]["train_runtime"]
+    assert json.dumps(trainer.timing.seconds_to_first_step)
