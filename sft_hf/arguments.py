@@ -199,11 +199,14 @@ class _Parser(HfArgumentParser):
         )
         self.add_argument("--config", metavar="FILE.yaml", help="Keys are flag names; `env:` sets variables.")
         self.flags = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
-        mappings = {name for kind in dataclass_types for name, hint in get_type_hints(kind).items() if _is_mapping(hint)}
+        hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
         for name, action in self.flags.items():
             action.required = False
-            if name in mappings:
+            kinds = {get_origin(kind) or kind for kind in (hints[name], *get_args(hints[name]))}
+            if dict in kinds:
                 action.type = _mapping
+            elif {str, bool} <= kinds:
+                action.type = _word_or_bool  # the parent would refuse --include_num_input_tokens_seen all
 
     def error(self, message: str):
         raise ArgumentError(message)
@@ -243,10 +246,6 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default in (None, "", []) else super()._get_help_string(action)
 
 
-def _is_mapping(hint: Any) -> bool:
-    return any((get_origin(kind) or kind) is dict for kind in (hint, *get_args(hint)))
-
-
 def _mapping(text: str) -> Any:
     """A JSON object; other text (a path, for the flags that also take a file) stays what it is."""
     if not text.startswith("{"):
@@ -255,6 +254,10 @@ def _mapping(text: str) -> Any:
         return json.loads(text, object_hook=_with_numbers)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"invalid JSON: {error}") from None
+
+
+def _word_or_bool(text: str) -> str | bool:
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _with_numbers(mapping: dict[str, Any]) -> dict[str, Any]:

@@ -192,12 +192,13 @@ def _write_json(path: Path, content: Any) -> None:
 def _write_predictions(path: Path, trainer: SftTrainer, prepared, predictions: dict[int, np.ndarray]) -> None:
     path.parent.mkdir(exist_ok=True)
     rows, columns = prepared.rows["test"], prepared.columns
+    label_feature = (rows.features or {}).get(columns.label)
     with open(path, "w", encoding="utf-8") as file:
         for row in rows:
             prediction = predictions[row[EXAMPLE_ID]]
             line = {EXAMPLE_ID: row[EXAMPLE_ID], **{name: row[name] for name in columns.inputs}}
             line |= trainer.task.describe(prediction, prepared.labels, trainer.thresholds)
-            truth = prepared.labels.encode(row[columns.label]) if columns.label in row else None
+            truth = prepared.labels.encode(row[columns.label], label_feature) if columns.label in row else None
             if truth is not None:
                 line["label"] = label_in_words(truth, prepared.labels)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from sft_hf.arguments import FinetuningArguments, ModelArguments
 from sft_hf.data.columns import find_label_column
-from sft_hf.data.labels import Labels, resolve_labels
+from sft_hf.data.labels import Labels, encode_column, resolve_labels
 from sft_hf.errors import ArgumentError, DataError
 from sft_hf.losses import Loss, balanced_class_weights, make_loss
 from sft_hf.metrics import EvaluateModules, Metrics, MultiLabelMetrics, RegressionMetrics, SingleLabelMetrics
@@ -87,7 +87,11 @@ class Classification(Task):
             return False
         if isinstance(dataset, IterableDataset):
             return True
-        return any(labels.encode(value) is not None for value in dataset[columns.label])
+        return any(label is not None for label in self.encoded(dataset, columns, labels))
+
+    def encoded(self, dataset: Dataset, columns: Columns, labels: Labels) -> list[int | list[float] | None]:
+        """The label column of a split, encoded by the split's own feature: its ids can mean other classes than train's."""
+        return encode_column(dataset[columns.label], labels, feature=dataset.features[columns.label])
 
     def select_labelled(self, dataset: AnyDataset, columns: Columns, labels: Labels, *, split: str) -> AnyDataset:
         """Drop rows without a label; a test split without any is kept whole, for predictions alone."""
@@ -100,8 +104,8 @@ class Classification(Task):
                 "Choose with --label_column_name."
             )
         if isinstance(dataset, IterableDataset):
-            return dataset.filter(_IsLabelled(columns.label, labels))
-        keep = [row for row, value in enumerate(dataset[columns.label]) if labels.encode(value) is not None]
+            return dataset.filter(_IsLabelled(columns.label, labels, (dataset.features or {}).get(columns.label)))
+        keep = [row for row, label in enumerate(self.encoded(dataset, columns, labels)) if label is not None]
         if len(keep) == len(dataset):
             return dataset
         logger.warning(
@@ -113,7 +117,7 @@ class Classification(Task):
         """The encoded labels; regression draws at random."""
         if labels.problem_type == "regression":
             return None
-        return [labels.encode(value) for value in train[columns.label]]
+        return self.encoded(train, columns, labels)
 
     def load_loss(self, train: AnyDataset, labels: Labels, training_args: FinetuningArguments) -> Loss:
         """The loss of --loss, --class_weights, --label_smoothing_factor and --focal_gamma."""
@@ -201,11 +205,11 @@ class Classification(Task):
 class _IsLabelled:
     """A picklable filter for streams."""
 
-    def __init__(self, column: str, labels: Labels):
-        self.column, self.labels = column, labels
+    def __init__(self, column: str, labels: Labels, feature: Any):
+        self.column, self.labels, self.feature = column, labels, feature
 
     def __call__(self, example: dict) -> bool:
-        return self.labels.encode(example[self.column]) is not None
+        return self.labels.encode(example[self.column], self.feature) is not None
 
 
 def model_inputs(batch: Batch) -> Batch:

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -109,32 +111,38 @@ def launch(path: Path, arguments: list[str], num_processes: int | None, accelera
         code_file = Path(folder) / "exit_code"
         environment = {**os.environ, EXIT_CODE_FILE: str(code_file)}
         launcher = subprocess.Popen([*command, str(path), *arguments], env=environment, start_new_session=True)
-        previous = {
-            number: signal.signal(number, lambda received, _frame: _forward(launcher, received))
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        forwarded: list[int] = []
+
+        def forward(number: int, _frame) -> None:
+            forwarded.append(number)
+            _forward(launcher, number)
+
+        previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             launcher_code = launcher.wait()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         noted = code_file.read_text().strip() if code_file.exists() else ""
-    return _exit_code(launcher_code, noted)
+    return _exit_code(launcher_code, noted, forwarded)
 
 
-def _exit_code(launcher_code: int, noted: str) -> int:
-    code = 128 - launcher_code if launcher_code < 0 else launcher_code
-    return int(noted) if noted and (code != 0 or int(noted) != 0) and int(noted) != 0 else code
+def _exit_code(launcher_code: int, noted: str, forwarded: Sequence[int] = ()) -> int:
+    """What the ranks noted; else, of ranks that a signal ended before they could, the signal's; else the launcher's."""
+    if noted and int(noted) != 0:
+        return int(noted)
+    if launcher_code != 0 and forwarded:
+        return 128 + forwarded[-1]
+    return 128 - launcher_code if launcher_code < 0 else launcher_code
 
 
 def _forward(launcher: subprocess.Popen, number: int) -> None:
     import psutil
 
-    ranks = psutil.Process(launcher.pid).children()
-    for process in ranks:
-        process.send_signal(number)
-    if not ranks:
-        launcher.send_signal(number)
+    with suppress(psutil.NoSuchProcess):  # it may end at any time
+        ranks = psutil.Process(launcher.pid).children()
+        for process in ranks or [launcher]:
+            process.send_signal(number)
 
 
 def _config(name: str | None) -> Path:

@@ -43,6 +43,9 @@ def read_config(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     environment = content.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise ArgumentError(f"--config {name}: env: takes NAME: value pairs, got a {type(environment).__name__}")
+    for key, value in environment.items():
+        if not isinstance(value, (str, int, float)):
+            raise ArgumentError(f"--config {name}: env: {key} takes a text or a number, got {value!r}")
     return content, {str(key): str(value) for key, value in environment.items()}
 
 

@@ -5,13 +5,15 @@ A run of eight hours must not be lost to one 503: neither create_repo nor a comm
 """
 
 import logging
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, is_offline_mode
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -45,7 +47,7 @@ PUSHED_PATTERNS = (
     "video_preprocessor_config.json",
     "results.json",
 )
-EXAMPLE_PATTERNS = ("predictions/*", "reports/*")
+EXAMPLE_FOLDERS = ("predictions", "reports")
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -76,20 +78,43 @@ def with_retries(call: Callable[[], Result], what: str, *, retries: Retries = DE
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again can help: the server's fault or the network's, not a refusal."""
-    if isinstance(error, OfflineModeIsEnabled):
+    """Whether trying again can help: the server's fault or the network's, not a refusal and not the offline mode.
+
+    transformers turns a 503 into an OSError, so the causes of an error count too.
+    """
+    if is_offline_mode():
         return False
-    if isinstance(error, HfHubHTTPError):
-        return error.response is None or error.response.status_code in RETRIED_STATUS
-    modules = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
-    return isinstance(error, (ConnectionError, TimeoutError)) or bool(
-        modules & {"requests", "httpx", "httpx2", "httpcore"}
-    )
+    for cause in _causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
+        if isinstance(cause, HfHubHTTPError):
+            return cause.response.status_code in RETRIED_STATUS
+        modules = {cls.__module__.split(".")[0] for cls in type(cause).__mro__}
+        if isinstance(cause, (ConnectionError, TimeoutError)) or modules & {"requests", "httpx", "httpx2", "httpcore"}:
+            return True
+    return False
+
+
+def is_from_hub(error: BaseException) -> bool:
+    """Whether the Hub's answer, or none from it, is behind an error: what `explain` is for."""
+    kinds = (HfHubHTTPError, OfflineModeIsEnabled)
+    return is_transient(error) or any(isinstance(cause, kinds) for cause in _causes(error, contexts=True))
+
+
+def _causes(error: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (error.__context__ if contexts else None)
 
 
 def explain(error: BaseException, *, kind: str, repo_id: str, flag: str) -> HubError:
-    """The user's view of what the Hub answered. `kind` is model or dataset, `flag` the one that named `repo_id`."""
+    """The user's view of what the Hub answered. `kind` is model or dataset, `flag` the one that named `repo_id`.
+
+    Whatever a library wrapped the answer in; datasets raises its own errors `from None`, so contexts count too.
+    """
     page = f"the page of {repo_id} on the Hub"
+    answers = (cause for cause in _causes(error, contexts=True) if isinstance(cause, HfHubHTTPError))
+    error = next(answers, error)
     if isinstance(error, GatedRepoError):
         return HubError(
             f"{flag} {repo_id}: this {kind} is gated. Ask for access on {page}, then log in with `hf auth login` or set "
@@ -105,7 +130,7 @@ def explain(error: BaseException, *, kind: str, repo_id: str, flag: str) -> HubE
         )
     if status == 401:
         return HubError(f"{flag} {repo_id}: the Hub refuses the token. Renew it: `hf auth login`, HF_TOKEN or --token.")
-    if isinstance(error, OfflineModeIsEnabled):
+    if is_offline_mode() or isinstance(error, OfflineModeIsEnabled):
         return HubError(f"{flag} {repo_id}: HF_HUB_OFFLINE is set and this {kind} is not in the cache. Unset it once.")
     return HubError(f"{flag} {repo_id}: the Hub could not be asked ({type(error).__name__}: {error}).")
 
@@ -160,68 +185,89 @@ def push_folder(
     when the Hub still fails after the retries: the local folder is whole and stays.
     """
     api = HfApi(token=token)
-    patterns = [*PUSHED_PATTERNS, *(EXAMPLE_PATTERNS if push_examples else ())]
     try:
+        names = _allowed(Path(folder), push_examples=push_examples)
         with_retries(
             lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"create_repo {repo_id}", retries=retries
         )
         commit = with_retries(
-            lambda: _commit(api, Path(folder), repo_id, patterns, commit_message, revision),
+            lambda: _commit(api, Path(folder), repo_id, names, commit_message, revision),
             f"push to {repo_id}",
             retries=retries,
         )
     except Exception as error:
         raise PushError(
             f"The run is complete in {folder}, but pushing it to {repo_id} failed: {type(error).__name__}: {error}\n"
-            f"Push it later with: sft-hf push {folder} --hub_model_id {repo_id}"
+            f"Push it later with: sft-hf push {shlex.quote(str(folder))} --hub_model_id {repo_id}"
         ) from error
     return commit
 
 
-def _commit(api: HfApi, folder: Path, repo_id: str, patterns: list[str], message: str, revision: str | None) -> str:
-    from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.utils import filter_repo_objects
+def push_checkpoint(
+    folder: str | Path, repo_id: str, *, path_in_repo: str, token: str | None, retries: Retries = DEFAULT_RETRIES
+) -> str:
+    """Upload a whole checkpoint, optimizer included, from which another machine can go on; returns the commit's URL.
 
-    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-    names = [name for name in names if not name.startswith("checkpoint-")]
-    operations = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
-        for name in filter_repo_objects(names, allow_patterns=patterns)
-    ]
+    Without training_args.bin, a pickle with paths of this machine, which nothing reads to go on. Raises PushError.
+    """
+    api = HfApi(token=token)
+    try:
+        return with_retries(
+            lambda: api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                path_in_repo=path_in_repo,
+                commit_message=f"{Path(folder).name}, whole",
+                ignore_patterns=["training_args.bin"],
+            ).commit_url,
+            f"push of {folder} to {repo_id}",
+            retries=retries,
+        )
+    except Exception as error:
+        raise PushError(f"Pushing {folder} to {repo_id} failed: {type(error).__name__}: {error}") from error
+
+
+def _commit(api: HfApi, folder: Path, repo_id: str, names: list[str], message: str, revision: str | None) -> str:
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
     recipe = folder / "recipe.yaml"
     if recipe.is_file():
-        operations.append(
-            CommitOperationAdd(
-                path_in_repo="recipe.yaml", path_or_fileobj=without_local_paths(recipe.read_text()).encode()
-            )
-        )
+        shared = without_local_paths(recipe.read_text(encoding="utf-8"))
+        operations.append(CommitOperationAdd(path_in_repo="recipe.yaml", path_or_fileobj=shared.encode()))
     return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
 
 
+def _allowed(folder: Path, *, push_examples: bool) -> list[str]:
+    """The names that go up. A pattern for the top must not reach into a folder, and `*` of fnmatch would: it takes /."""
+    top = [path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in PUSHED_PATTERNS)]
+    below = [path for name in EXAMPLE_FOLDERS if push_examples for path in (folder / name).rglob("*")]
+    return sorted(path.relative_to(folder).as_posix() for path in (*top, *below) if path.is_file())
+
+
 LOCAL_PATH_KEYS = ("output_dir", "cache_dir", "resume", "class_weights", "deepspeed", "fsdp_config")
-LOCAL_SOURCE_KEYS = (
-    "dataset_name",
-    "model_name_or_path",
-    "tokenizer_name",
-    "train_file",
-    "validation_file",
-    "test_file",
-)
+FILE_KEYS = ("train_file", "validation_file", "test_file")
+SOURCE_KEYS = ("dataset_name", "model_name_or_path", "tokenizer_name", "metrics")
 
 
 def without_local_paths(recipe: str) -> str:
     """A recipe.yaml's text for other people: paths of this machine become file names or are left out."""
     import yaml
 
-    values = yaml.safe_load(recipe)
+    values = yaml.safe_load(recipe) or {}
     for key in LOCAL_PATH_KEYS:
         if isinstance(values.get(key), str) and ("/" in values[key] or Path(values[key]).exists()):
             del values[key]
     values.pop("output_dir", None)
-    for key in LOCAL_SOURCE_KEYS:
+    for key in (*FILE_KEYS, *SOURCE_KEYS):
         value = values.get(key)
-        if isinstance(value, list):
-            values[key] = [Path(item).name for item in value]
-        elif isinstance(value, str) and (Path(value).expanduser().exists() or value.startswith(("/", ".", "~"))):
-            values[key] = Path(value).name
+        names = [
+            Path(item).name if key in FILE_KEYS or _is_local(item) else item
+            for item in (value if isinstance(value, list) else [value])
+            if item is not None
+        ]
+        if names:
+            values[key] = names if isinstance(value, list) else names[0]
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _is_local(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or Path(name).expanduser().exists()

@@ -6,18 +6,15 @@ torchrun --nproc_per_node 2 recipes/...       WORLD_SIZE=2, two ranks that must 
 """
 
 import ctypes
-import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sft_hf.errors import Interrupted, LaunchError, SftError, UserError
-
-logger = logging.getLogger(__name__)
 
 # Where `sft-hf train` reads the exit code that `accelerate launch` and torchrun turn into 1 (pitfall 41).
 EXIT_CODE_FILE = "SFT_HF_EXIT_CODE_FILE"
@@ -124,7 +121,7 @@ def exit_codes() -> Iterator[None]:
         print("\nInterrupted.", file=sys.stderr)
         _exit(130)
     except SftError as error:
-        if is_main_process() or not isinstance(error, UserError):
+        if is_main_process() or not isinstance(error, (UserError, Interrupted)):
             print(f"\n{_label(error)}: {error}", file=sys.stderr)
         _exit(error.exit_code)
     except BaseException:
@@ -150,9 +147,3 @@ def _record_exit_code(code: int) -> None:
         file = Path(path)
         if not (file.exists() and file.read_text().strip() not in ("", "0")):  # the first failure is the cause
             file.write_text(str(code))
-
-
-def in_order_of_rank(training_args, call: Callable):
-    """Run `call` on the main process first, so that only it downloads and preprocesses; the others read its cache."""
-    with training_args.main_process_first(desc="data"):
-        return call()

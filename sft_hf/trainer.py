@@ -71,6 +71,20 @@ class SftTrainer(Trainer):
         self.add_callback(self.timing)
         self.add_callback(StopOnSignal(self))
 
+    # ---- order ----
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """Grouping by length whose order is a function of seed and epoch: transformers' own differs after a resume."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        if not by_length or isinstance(dataset, IterableDataset) or self.args.length_column_name not in dataset.column_names:
+            return super()._get_train_sampler(train_dataset)
+        return GroupedByLength(
+            dataset[self.args.length_column_name][:],
+            batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+
     # ---- loss ----
 
     def get_batch_samples(
@@ -288,6 +302,41 @@ def _added(
         name: tuple(a + b for a, b in zip(left.get(name, (0.0, 0.0)), right.get(name, (0.0, 0.0)), strict=True))
         for name in names
     }
+
+
+class GroupedByLength(Sampler[int]):
+    """A shuffled order in which the examples of one global batch have similar lengths.
+
+    The whole set is shuffled, cut into windows of 50 batches, sorted by length inside each, and the batches are shuffled again. The
+    very longest batch comes first, so that a batch that does not fit into memory fails at once.
+    """
+
+    WINDOW = 50
+
+    def __init__(self, lengths: list[int], *, batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """accelerate says which epoch begins, also after a resume."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(len(self.lengths))
+        window = self.WINDOW * self.batch_size
+        windows = [order[start : start + window] for start in range(0, len(order), window)]
+        order = np.concatenate([part[np.argsort(-self.lengths[part], kind="stable")] for part in windows])
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        last = batches.pop() if len(batches[-1]) < self.batch_size else None  # a short batch stays the last one
+        batches = [batches[index] for index in generator.permutation(len(batches))]
+        if batches:
+            longest = max(range(len(batches)), key=lambda index: self.lengths[batches[index]].max())
+            batches.insert(0, batches.pop(longest))
+        batches += [] if last is None else [last]
+        return iter(np.concatenate(batches).tolist())
 
 
 class EvaluationBatches(Sampler[list[int]]):

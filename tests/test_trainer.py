@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from sft_hf import build_trainer
 from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
 from sft_hf.tasks.text_classification import TextClassification
-from sft_hf.trainer import EvaluationBatches
+from sft_hf.trainer import EvaluationBatches, GroupedByLength
 
 TOPICS = {"animal": "the cat and the dog", "number": "one two three plus", "colour": "red green or blue"}
 
@@ -159,6 +159,20 @@ def test_evaluation_batches_of_all_ranks_hold_each_example_once():
     ranks = [EvaluationBatches(dataset, 2, rank=rank, world_size=2) for rank in range(2)]
     assert [list(rank) for rank in ranks] == [[[1, 4], [3]], [[2, 0], [1, 4]]]  # longest first; rank 1 repeats one
     assert [rank.num_own for rank in ranks] == [2, 1]
+
+
+def test_grouping_by_length_is_a_function_of_seed_and_epoch():
+    lengths = [index % 17 for index in range(100)]
+    sampler = GroupedByLength(lengths, batch_size=8, seed=1)
+    first, again = list(sampler), list(GroupedByLength(lengths, batch_size=8, seed=1))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first == again != second
+    assert sorted(first) == sorted(second) == list(range(100))
+    batches = [[lengths[row] for row in first[start : start + 8]] for start in range(0, 96, 8)]
+    assert all(max(batch) - min(batch) <= 2 for batch in batches)
+    assert max(batches[0]) == 16
+    assert batches[1:] != sorted(batches[1:], reverse=True)
 
 
 def test_eval_loss_does_not_depend_on_the_batch_size(tmp_path):

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+from datasets.packaged_modules.csv.csv import CsvConfig
+from huggingface_hub import is_offline_mode
 
 from sft_hf import hub
 from sft_hf.arguments import DataArguments
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "validation_matched")
+# pandas would read the texts "NA", "null" and "None" as missing; only an empty cell is.
+CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
 EXAMPLE_ID = "example_id"
 AnyDataset = datasets.Dataset | datasets.IterableDataset
 
@@ -127,8 +131,7 @@ def _read_files(paths: list[str], split: str, *, flag: str, streaming: bool, cac
     suffix = suffixes.pop()
     options: dict = {}
     if BUILDERS[suffix] == "csv":
-        # pandas would read the texts "NA", "null" and "None" as missing; only an empty cell is.
-        options = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+        options = {"sep": "\t" if suffix == ".tsv" else ",", **CSV_OPTIONS}
     _check_rows(paths, suffix, flag)
     try:
         return datasets.load_dataset(
@@ -188,8 +191,12 @@ def _load_hub(data_args: DataArguments, token: str | None, cache_dir: str | None
             ),
             f"load_dataset {name}",
         )
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise hub.explain(error.__cause__ or error, kind="dataset", repo_id=name, flag=flag) from error
+    except DataError:
+        raise
+    except Exception as error:
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError) or hub.is_from_hub(error):
+            raise hub.explain(error, kind="dataset", repo_id=name, flag=flag) from error
+        raise
     source = _named_splits(splits, data_args, kind="hub", name=name)
     return Source(
         source.splits, kind="hub", name=name, config_name=data_args.dataset_config_name, revision=sha, hub_id=name
@@ -208,23 +215,47 @@ def _resolve_revision(name: str, revision: str | None, token: str | None) -> str
     except HFValidationError as error:
         raise DataError(f"--dataset_name {name}: no such file or folder, and no name of the Hub: {error}") from None
     except Exception as error:
-        if isinstance(error, hub.HfHubHTTPError) or hub.is_transient(error):
+        if hub.is_from_hub(error):
             raise hub.explain(error, kind="dataset", repo_id=name, flag="--dataset_name") from error
         raise
 
 
 def _load_dataset(name: str, data_args: DataArguments, *, flag: str, **options) -> "datasets.DatasetDict":
-    config = data_args.dataset_config_name
     try:
-        return datasets.load_dataset(name, config, streaming=data_args.streaming, **options)
+        builder = _builder(name, data_args.dataset_config_name, **options)
+        if data_args.streaming:
+            return builder.as_streaming_dataset()
+        builder.download_and_prepare()
+        return builder.as_dataset()
     except datasets.exceptions.DatasetNotFoundError:
         raise
     except ValueError as error:
-        message = _root_cause(error)
+        message = _root_cause(error).partition("\nExample of usage")[0].replace("\n", " ")
         hint = " Choose one with --dataset_config_name." if "onfig" in message else ""
         raise DataError(f"{flag}: {message}{hint}") from error
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise DataError(
+            f"{flag} is a script, which datasets does not run any more. The Hub may have it as parquet: "
+            "--dataset_revision refs/convert/parquet."
+        ) from error
     except (datasets.exceptions.DatasetsError, FileNotFoundError) as error:
         raise DataError(f"{flag} cannot be read: {_root_cause(error)}") from error
+
+
+def _builder(name: str, config: str | None, **options) -> datasets.DatasetBuilder:
+    """The builder of a dataset; one of csv files gets CSV_OPTIONS where its card does not say what is missing."""
+    if is_offline_mode() and not Path(name).exists():
+        try:
+            return datasets.load_dataset_builder(name, config, **options, **CSV_OPTIONS)
+        except ValueError:  # the cache has none that was made with these options, so none of csv files
+            return datasets.load_dataset_builder(name, config, **options)
+    builder = datasets.load_dataset_builder(name, config, **options)
+    settings = builder.config
+    if isinstance(settings, CsvConfig) and settings.keep_default_na and settings.na_values is None:
+        return datasets.load_dataset_builder(name, config, **options, **CSV_OPTIONS)
+    return builder
 
 
 def _named_splits(splits, data_args: DataArguments, *, kind: str, name: str) -> Source:
@@ -275,4 +306,4 @@ def _number_rows(example: dict, index: int) -> dict:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
         error = error.__cause__ or error.__context__
-    return f"{type(error).__name__}: {error}" if not str(error) else str(error)
+    return str(error).strip() or type(error).__name__

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from sft_hf.arguments import ModelArguments
 from sft_hf.classification import Classification, labels_tensor
 from sft_hf.data.columns import find_text_columns
-from sft_hf.data.labels import Labels
+from sft_hf.data.labels import Labels, encode_column
 from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError, DataError
 from sft_hf.pretrained import load_config, load_model, load_tokenizer, resolve_model
@@ -153,7 +153,8 @@ class TextClassification(Classification):
         num_workers: int | None = None,
     ) -> AnyDataset:
         """`input_ids` (unpadded), `attention_mask` ..., `labels` where known, `length`, `example_id`."""
-        tokenize = _Tokenize(self, processor, columns, labels)
+        label_feature = (dataset.features or {}).get(columns.label)
+        tokenize = _Tokenize(self, processor, columns, labels, label_feature)
         options: dict[str, Any] = {"batched": True, "remove_columns": list(dataset.column_names)}
         if isinstance(dataset, IterableDataset):
             return dataset.map(tokenize, **options)
@@ -204,6 +205,7 @@ class _Tokenize:
     tokenizer: PreTrainedTokenizerBase
     columns: Columns
     labels: Labels
+    label_feature: Any
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         texts, pairs = self.task.joined(rows, self.columns)
@@ -214,7 +216,7 @@ class _Tokenize:
         result["truncated"] = self._truncated(texts, pairs, encoded, limit)
         result[EXAMPLE_ID] = rows[EXAMPLE_ID]
         if self.columns.label in rows:
-            values = [self.labels.encode(value) for value in rows[self.columns.label]]
+            values = encode_column(rows[self.columns.label], self.labels, feature=self.label_feature)
             if None not in values:
                 result["labels"] = values
         return result
