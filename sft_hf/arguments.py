@@ -352,7 +352,7 @@ def _merge(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, A
         for name, value in values.items():
             if value is None:
                 merged.pop(name, None)
-                origin.pop(name, None)
+                origin[name] = layer  # so that recipe.yaml can take the recipe's default back again
             else:
                 merged[name], origin[name] = value, layer
     return merged, origin

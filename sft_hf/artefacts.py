@@ -41,16 +41,20 @@ VERSIONED = ("transformers", "datasets", "accelerate", "torch", "tokenizers", "e
 METRIC_TYPES = {"f1_macro": "f1", "f1_micro": "f1", "f1_weighted": "f1", "mcc": "matthews_correlation", "loss": "loss"}
 
 
-def recordable(values: dict[str, Any]) -> dict[str, Any]:
-    """Flags as recipe.yaml holds them: no secrets, nothing that is None."""
-    return {name: value for name, value in values.items() if value is not None and name not in SECRETS}
+def recordable(parsed: Parsed) -> dict[str, Any]:
+    """Flags as recipe.yaml holds them: no secrets, and null only where it takes a recipe's default back."""
+    return {
+        name: value
+        for name, value in parsed.values.items()
+        if name not in SECRETS and (value is not None or name in parsed.layers)
+    }
 
 
-def write_recipe(output_dir: str, values: dict[str, Any]) -> None:
+def write_recipe(output_dir: str, parsed: Parsed) -> None:
     """Write recipe.yaml, before training, so that a killed run knows itself."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(recordable(values), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(recordable(parsed), sort_keys=False, allow_unicode=True)
     (folder / "recipe.yaml").write_text(f"# sft_hf {sft_hf.__version__}\n{text}", encoding="utf-8")
 
 
@@ -332,14 +336,12 @@ def _usage(trainer: SftTrainer, prepared) -> list[str]:
 
 def command(parsed: Parsed) -> str:
     """The command of the run by the flags that differ from the recipe's, local folders left out."""
-    explicit = {
-        name: parsed.values[name]
-        for name, layer in parsed.layers.items()
-        if layer != "recipe" and name in parsed.values
-    }
-    shareable = yaml.safe_load(without_local_paths(yaml.safe_dump(recordable(explicit)))) or {}
+    explicit = {name: value for name, value in recordable(parsed).items() if parsed.layers.get(name, "recipe") != "recipe"}
+    shareable = yaml.safe_load(without_local_paths(yaml.safe_dump(explicit))) or {}
     parts = ["accelerate launch", f"recipes/{Path(sys.argv[0]).name}"]
     for name, value in shareable.items():
+        if value is None:  # has no form on the command line; recipe.yaml has it
+            continue
         items = value if isinstance(value, list) else [str(value).lower() if isinstance(value, bool) else value]
         parts.append(f"--{name} " + " ".join(shlex.quote(str(item)) for item in items))
     return " ".join(parts)

@@ -88,11 +88,11 @@ def train(
         return
     path = recipe_path(recipe)
     sys.argv = [str(path), *context.args]
-    if "LOCAL_RANK" not in os.environ and (accelerate_config or (num_processes or 1) > 1):
-        raise typer.Exit(launch(path, context.args, num_processes, accelerate_config))
     from sft_hf.configuration import apply_environment, config_environment
 
     apply_environment(config_environment(context.args))  # before anything that reads variables when it is imported
+    if "LOCAL_RANK" not in os.environ and (accelerate_config or (num_processes or 1) > 1):
+        raise typer.Exit(launch(path, context.args, num_processes, accelerate_config))
     runpy.run_path(str(path), run_name="__main__")
 
 
@@ -161,6 +161,13 @@ def _config(name: str | None) -> Path:
     return path
 
 
+def _recipe_of(folder: Path) -> dict:
+    import yaml
+
+    recipe = folder / "recipe.yaml"
+    return (yaml.safe_load(recipe.read_text()) or {}) if recipe.is_file() else {}
+
+
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="The output_dir of a complete run.")],
@@ -176,13 +183,11 @@ def push(
     push_examples: Annotated[bool, typer.Option("--push_examples", help="Also predictions and reports.")] = False,
 ) -> None:
     """Push a complete run to the Hub, later or again."""
-    import yaml
-
     from sft_hf import hub
 
     if not (folder / "results.json").is_file():
         raise ArgumentError(f"{folder}: expected the output_dir of a complete run; it has no results.json.")
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text()) if (folder / "recipe.yaml").is_file() else {}
+    recipe = _recipe_of(folder)
     name = hub_model_id or recipe.get("hub_model_id") or folder.resolve().name
     private = hub_private_repo or recipe.get("hub_private_repo")
     repo_id = hub.check_write_access(name, token=hub_token, private=private)

@@ -1,4 +1,4 @@
-"""The --config file: keys are flag names, and an `env:` block holds variables for the process. Reads YAML, nothing else.
+"""The --config file: keys are flag names, an `env:` block holds variables for the process. Reads YAML, nothing else.
 
 env: {HF_HUB_OFFLINE: "1"}
 learning_rate: 1e-5          # YAML calls this a string; the parser of the flags makes it the number (pitfall 9)

@@ -96,7 +96,7 @@ def _run(parsed: Parsed) -> dict[str, float]:
     if state == "complete":
         return _finish_complete_run(training_args, parsed)
     if launching.is_main_process():
-        artefacts.write_recipe(training_args.output_dir, parsed.values)
+        artefacts.write_recipe(training_args.output_dir, parsed)
     trainer, prepared = _build(task, data_args, model_args, training_args, methods=tuple(methods), datasets=None)
     _train(trainer, training_args)
     results, predictions = _evaluate(trainer, prepared, started=started)
@@ -318,6 +318,8 @@ MAY_CHANGE = re.compile(
 
 def _state_of(folder: Path, parsed: Parsed, resume: str) -> str:
     """new | partial | complete; ArgumentError if the folder holds another run, or --resume never would overwrite one."""
+    if not launching.is_main_process():  # the main process checks; by now it may have begun to write
+        return "complete" if (folder / "results.json").is_file() else "partial"
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         theirs = [path.name for path in (folder.glob("*") if folder.is_dir() else ()) if _is_a_run_s(path)]
@@ -333,7 +335,7 @@ def _state_of(folder: Path, parsed: Parsed, resume: str) -> str:
             "Choose another --output_dir, or delete the folder."
         )
     there = yaml.safe_load(recipe.read_text()) or {}
-    now = yaml.safe_load(yaml.safe_dump(artefacts.recordable(parsed.values)))
+    now = yaml.safe_load(yaml.safe_dump(artefacts.recordable(parsed)))
     different = [
         key for key in sorted({*there, *now}) if there.get(key) != now.get(key) and not MAY_CHANGE.fullmatch(key)
     ]

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from sft_hf.errors import Interrupted, LaunchError, SftError, UserError
 
 # Where `sft-hf train` reads the exit code that `accelerate launch` and torchrun turn into 1 (pitfall 41).
 EXIT_CODE_FILE = "SFT_HF_EXIT_CODE_FILE"
+SECONDS_FOR_THE_MAIN_PROCESS = 10
 
 
 def is_main_process() -> bool:
@@ -109,8 +111,8 @@ class SignalWatch:
 def exit_codes() -> Iterator[None]:
     """Turn what went wrong into one message and an exit code; a failure of ours keeps its traceback.
 
-    Raises SystemExit with the code that `sft_hf.errors` gives, 130 for Ctrl-C. Only the main process speaks for errors that
-    every rank meets alike.
+    Raises SystemExit with the code that `sft_hf.errors` gives, 130 for Ctrl-C. An error that every rank meets alike is
+    left to the main process to say.
     """
     try:
         yield
@@ -121,8 +123,12 @@ def exit_codes() -> Iterator[None]:
         print("\nInterrupted.", file=sys.stderr)
         _exit(130)
     except SftError as error:
-        if is_main_process() or not isinstance(error, (UserError, Interrupted)):
-            print(f"\n{_label(error)}: {error}", file=sys.stderr)
+        _record_exit_code(error.exit_code)
+        if not is_main_process() and isinstance(error, (UserError, Interrupted)):
+            # The launcher ends all ranks as soon as one has ended: this one, once the main process has spoken, but also
+            # the main process before it could, if this one went first.
+            time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
+        print(f"\n{_label(error)}: {error}", file=sys.stderr)
         _exit(error.exit_code)
     except BaseException:
         _record_exit_code(1)

@@ -240,9 +240,7 @@ def make_loss(
         _require(huber_delta > 0, flag="huber_delta", value=huber_delta, expected="above 0")
         return Huber(huber_delta=huber_delta) if loss_class is Huber else loss_class()
     smoothable = 0 <= label_smoothing_factor < 1
-    _require(
-        smoothable, flag="label_smoothing_factor", value=label_smoothing_factor, expected="from 0 to below 1"
-    )
+    _require(smoothable, flag="label_smoothing_factor", value=label_smoothing_factor, expected="from 0 to below 1")
     _require(focal_gamma >= 0, flag="focal_gamma", value=focal_gamma, expected="0 or above")
     options = {"focal_gamma": focal_gamma} if name == "focal" else {}
     weights = None if class_weights is None else _checked_weights(class_weights)
@@ -281,18 +279,14 @@ def _require(holds: bool, *, flag: str, value: float, expected: str) -> None:
         raise ArgumentError(f"--{flag} is {value}, expected a number {expected}.")
 
 
-def _refuse_for_regression(
-    *, class_weights: Tensor | Sequence[float] | None, label_smoothing_factor: float
-) -> None:
+def _refuse_for_regression(*, class_weights: Tensor | Sequence[float] | None, label_smoothing_factor: float) -> None:
     if label_smoothing_factor != 0:
         raise ArgumentError(
             f"--label_smoothing_factor is {label_smoothing_factor}, but the problem type is regression, "
             "whose targets are not probabilities. Set it to 0."
         )
     if class_weights is not None:
-        raise ArgumentError(
-            "--class_weights is set, but the problem type is regression, which has no classes."
-        )
+        raise ArgumentError("--class_weights is set, but the problem type is regression, which has no classes.")
 
 
 def _checked_weights(class_weights: Tensor | Sequence[float]) -> Tensor:
@@ -341,6 +335,4 @@ def _focal_terms(log_probabilities: Tensor, *, gamma: float) -> Tensor:
 def _require_same_shape(logits: Tensor, labels: Tensor) -> None:
     # (batch, 1) against (batch,) would broadcast to (batch, batch) and give a plausible number.
     if logits.shape != labels.shape:
-        raise ValueError(
-            f"Logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}: the shapes differ."
-        )
+        raise ValueError(f"Logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}: the shapes differ.")

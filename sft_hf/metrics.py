@@ -481,18 +481,14 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _finite_numbers(values: dict[str, Any]) -> dict[str, float]:
-    scalars = {
-        key: float(value) for key, value in values.items() if np.isscalar(value) or np.ndim(value) == 0
-    }
+    scalars = {key: float(value) for key, value in values.items() if np.isscalar(value) or np.ndim(value) == 0}
     return {key: value for key, value in scalars.items() if np.isfinite(value)}
 
 
 def _refuse(refused: np.ndarray, example_id: np.ndarray, *, problem: str) -> None:
     if refused.any():
         ids = ", ".join(str(one) for one in example_id[refused][:5])
-        raise ValueError(
-            f"{problem} in {refused.sum()} of {len(refused)} examples, with the example ids {ids}."
-        )
+        raise ValueError(f"{problem} in {refused.sum()} of {len(refused)} examples, with the example ids {ids}.")
 
 
 def _refuse_taken_keys(numbers: dict[str, float], *, taken: Collection[str], module_name: str) -> None:

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from sft_hf import artefacts
+from sft_hf.arguments import Parsed
 from sft_hf.artefacts import label_in_words, recordable
 from sft_hf.data.labels import Labels
 from sft_hf.errors import ReloadError
@@ -29,8 +30,10 @@ def run_in(world, output_dir, *more, file="train.csv"):
     )
 
 
-def test_no_secret_and_nothing_empty_is_recorded():
-    assert recordable({"seed": 1, "token": "hf_x", "hub_token": "hf_x", "max_length": None}) == {"seed": 1}
+def test_no_secret_is_recorded_and_null_only_where_it_takes_a_default_back():
+    values = {"seed": 1, "token": "hf_x", "hub_token": "hf_x", "max_length": None, "save_total_limit": None}
+    parsed = Parsed((), values, {"save_total_limit": "run.yaml", "seed": "recipe"})
+    assert recordable(parsed) == {"seed": 1, "save_total_limit": None}
 
 
 def test_a_run_folder_is_complete(world, tmp_path):

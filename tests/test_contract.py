@@ -123,7 +123,7 @@ def test_a_stage_is_changed_by_a_subclass_and_training_by_a_method(tmp_path):
     trainer.args.logging_steps = 1
     batch = trainer.data_collator([trainer.train_dataset[row] for row in range(12)])
     trainer.model.eval()
-    assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(whole / 2, rel=1e-5)
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(whole / 2, rel=1e-5)
 
 
 class _HalfLoss:

@@ -15,9 +15,7 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 WEIGHTS = [0.5, 1.0, 4.0]
 
 EVERY_LOSS = [
-    pytest.param(
-        name, problem_type, options, id=f"{problem_type.split('_')[0]}-{name}-{'-'.join(options) or 'plain'}"
-    )
+    pytest.param(name, problem_type, options, id=f"{problem_type.split('_')[0]}-{name}-{'-'.join(options) or 'plain'}")
     for name, problem_type, variants in [
         ("cross_entropy", SINGLE, 4),
         ("focal", SINGLE, 4),
@@ -126,9 +124,7 @@ def test_extreme_logits_have_finite_gradients(name, problem_type, options):
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_is_the_mean_of_torch(class_weights, smoothing):
-    loss = make_loss(
-        "auto", problem_type=SINGLE, class_weights=class_weights, label_smoothing_factor=smoothing
-    )
+    loss = make_loss("auto", problem_type=SINGLE, class_weights=class_weights, label_smoothing_factor=smoothing)
     logits, labels = batch(SINGLE)
     weight = None if class_weights is None else torch.tensor(class_weights)
     expected = functional.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing)
@@ -254,9 +250,7 @@ def test_pitfall_5_integer_multi_hot_labels_are_accepted():
 def test_single_label_bce_is_that_of_timm(smoothing, class_weights):
     timm_loss = pytest.importorskip("timm.loss").BinaryCrossEntropy
     weight = None if class_weights is None else torch.tensor(class_weights)
-    loss = make_loss(
-        "bce", problem_type=SINGLE, class_weights=class_weights, label_smoothing_factor=smoothing
-    )
+    loss = make_loss("bce", problem_type=SINGLE, class_weights=class_weights, label_smoothing_factor=smoothing)
     logits, labels = torch.randn(6, 3), torch.arange(6) % 3
     expected = timm_loss(smoothing=smoothing, weight=weight)(logits, labels)
     torch.testing.assert_close(mean(loss, logits, labels), expected)

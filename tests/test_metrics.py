@@ -39,9 +39,7 @@ def data(kind, size=200):
 
 
 def filled(metrics, predictions, labels, example_id=None):
-    metrics.update(
-        predictions, labels, example_id=np.arange(len(labels)) if example_id is None else example_id
-    )
+    metrics.update(predictions, labels, example_id=np.arange(len(labels)) if example_id is None else example_id)
     return metrics
 
 
@@ -244,9 +242,7 @@ def test_multi_label_metrics_are_those_of_scikit_learn():
             "mean_average_precision": sklearn_metrics.average_precision_score(labels, probabilities),
             "exact_match": sklearn_metrics.accuracy_score(labels, predicted),
             "roc_auc": sklearn_metrics.roc_auc_score(labels, probabilities),
-            "log_loss": np.mean(
-                [sklearn_metrics.log_loss(labels[:, c], probabilities[:, c]) for c in range(3)]
-            ),
+            "log_loss": np.mean([sklearn_metrics.log_loss(labels[:, c], probabilities[:, c]) for c in range(3)]),
         },
         abs=1e-6,
     )
@@ -433,13 +429,9 @@ def test_pitfall_21_a_folder_without_the_script_is_a_hub_name(tmp_path, monkeypa
 
 def test_numbers_of_modules_stand_beside_ours(module):
     """Modules get class ids; what is no finite number is left out, a bare one is called like the module."""
-    results = (
-        "{'hits': sum(p == r for p, r in zip(predictions, references)), 'nan': float('nan'), 'ids': [1]}"
-    )
+    results = "{'hits': sum(p == r for p, r in zip(predictions, references)), 'nan': float('nan'), 'ids': [1]}"
     names = [module("hits", results), module("bare", "0.25")]
-    metrics = filled(
-        SingleLabelMetrics(2, extra=EvaluateModules(names)), np.eye(2)[[0, 1, 1]], np.array([0, 1, 0])
-    )
+    metrics = filled(SingleLabelMetrics(2, extra=EvaluateModules(names)), np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]))
     numbers = pickle.loads(pickle.dumps(metrics)).compute()
     assert metrics.compute() == numbers
     assert (numbers["hits"], numbers["bare"], type(numbers["hits"])) == (2, 0.25, float)

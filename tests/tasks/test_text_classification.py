@@ -140,13 +140,13 @@ def test_a_decoder_without_padding_token_pads_with_its_end_token(decoder):
 
 def test_the_head_fits_the_labels_and_the_loss_starts_at_ln_of_the_classes(bert):
     labels = Labels("single_label_classification", ("a", "b", "c"))
-    task, tokenizer, model = loaded(bert, labels)
+    task, _, model = loaded(bert, labels)
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert model.config.problem_type == "single_label_classification"
     batch = {"input_ids": torch.tensor([[2, 9, 3]] * 6), "labels": torch.tensor([0, 1, 2] * 2)}
     loss = task.load_loss(rows(labels=[0]), labels, FinetuningArguments(output_dir="unused"))
     _, sums = task.loss_sums(loss, model.eval(), batch)
-    assert float(sums["items"]) / 6 == pytest.approx(1.0986, abs=0.05)
+    assert sums["items"].item() / 6 == pytest.approx(1.0986, abs=0.05)
     assert float(task.loss_denominators(loss, batch)["items"]) == 6
 
 
