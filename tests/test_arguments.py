@@ -331,3 +331,9 @@ def test_mixed_precision_has_one_home(monkeypatch):
     training_args = FinetuningArguments(use_cpu=True, cpu_bf16="on")
     assert training_args.mixed_precision == "bf16"
     assert resolve_cpu_precision(training_args) is None
+
+
+def test_a_bare_flag_is_true_also_where_its_default_is_none():
+    training_args = parse("--hub_private_repo", "--push_to_hub").instances[2]
+    assert training_args.hub_private_repo is True
+    assert training_args.push_to_hub is True

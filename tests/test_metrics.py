@@ -178,10 +178,10 @@ def test_untrained_logits_have_the_log_loss_ln_classes():
 
 
 def test_binary_roc_auc_survives_certainty():
-    """Probabilities of 1 - 1e-9 and 1 - 1e-18 are both 1.0; logits rank them. Three of four pairs."""
-    logits = np.array([[0.0, 20.0], [0.0, 40.0], [0.0, 30.0], [0.0, -5.0]])
+    """In float32, probabilities from 1 - 1e-13 on are all 1.0; the logits still rank them."""
+    logits = np.array([[0.0, 40.0], [0.0, 50.0], [0.0, 30.0], [0.0, -5.0]])
     numbers = filled(SingleLabelMetrics(2), logits, np.array([1, 1, 0, 0])).compute()
-    assert numbers["roc_auc"] == 0.75
+    assert numbers["roc_auc"] == 1
 
 
 def test_multi_class_roc_auc_takes_the_classes_that_occur():
@@ -323,10 +323,10 @@ def test_tuned_thresholds_are_the_best_and_rare_labels_share_one():
 
 
 def test_thresholds_do_not_cut_between_equal_probabilities():
-    """The two equal ones come together: all three give 4/5, the first alone 2/3."""
-    metrics = filled(MultiLabelMetrics(1), np.array([[3.0], [1.0], [1.0]]), np.array([[1], [1], [0]]))
+    """Four equal ones, one of them a positive, come together or not at all: 4/7 with them, 2/3 without."""
+    metrics = filled(MultiLabelMetrics(1), np.array([[3], [1], [1], [1], [1]]), np.array([[1], [1], [0], [0], [0]]))
     metrics.thresholds = metrics.tune_thresholds(minimum_positives=1)
-    assert metrics.compute()["f1_micro"] == pytest.approx(0.8)
+    assert metrics.compute()["f1_micro"] == pytest.approx(2 / 3)
 
 
 def test_thresholds_without_positives_stay_at_half():
@@ -432,8 +432,10 @@ def test_numbers_of_modules_stand_beside_ours(module):
     results = "{'hits': sum(p == r for p, r in zip(predictions, references)), 'nan': float('nan'), 'ids': [1]}"
     names = [module("hits", results), module("bare", "0.25")]
     metrics = filled(SingleLabelMetrics(2, extra=EvaluateModules(names)), np.eye(2)[[0, 1, 1]], np.array([0, 1, 0]))
-    numbers = pickle.loads(pickle.dumps(metrics)).compute()
-    assert metrics.compute() == numbers
+    numbers = metrics.compute()
+    sent = pickle.loads(pickle.dumps(metrics))
+    assert sent.extra._modules == {}
+    assert sent.compute() == numbers
     assert (numbers["hits"], numbers["bare"], type(numbers["hits"])) == (2, 0.25, float)
     assert "nan" not in numbers
     assert "ids" not in numbers

@@ -19,8 +19,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,7 +36,10 @@ TOPICS = {
 }
 FILLERS = "the a one some of with near under we you they saw took liked again today".split()
 
-# Flags of a run that learns the topics on a loaded machine in a few seconds; float32, so that numbers can be compared.
+LOGGERS = ("sft_hf", "transformers", "datasets", "huggingface_hub", "accelerate")
+
+# Flags of a run of two seconds, which learns the topics in six epochs. One thread, because two wait for each other on a
+# busy machine; float32, so that numbers can be compared.
 QUICK = {
     "num_train_epochs": 2,
     "learning_rate": 5e-3,
@@ -140,10 +143,17 @@ def save_decoder(folder: Path) -> Path:
     words = ["<|endoftext|>", *vocabulary()]
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<|endoftext|>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    end = {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}
+    end = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, **end)
     config = GPT2Config(
-        vocab_size=len(words), n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.05, bos_token_id=0, eos_token_id=0
+        vocab_size=len(words),
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.05,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -200,7 +210,7 @@ def run_recipe(*given: object, **quick: Any) -> Run:
         mock.patch.object(sft_hf, "finetune", recording, create=True),
         redirect_stdout(output),
         redirect_stderr(output),
-        _loggers_into(output),
+        _state_of_the_process_kept(output),
     ):
         try:
             runpy.run_path(str(RECIPE), run_name="__main__")
@@ -209,27 +219,23 @@ def run_recipe(*given: object, **quick: Any) -> Run:
     return Run(code, returned[0] if returned else {}, output.getvalue())
 
 
-class _loggers_into:
-    """Send what the libraries and sft_hf log to a stream, and leave the loggers as they were."""
+@contextmanager
+def _state_of_the_process_kept(stream: io.StringIO) -> Iterator[None]:
+    """What sft_hf and the libraries log goes to `stream`; loggers and threads are left as they were."""
+    import torch
 
-    NAMES = ("sft_hf", "transformers", "datasets", "huggingface_hub", "accelerate")
-
-    def __init__(self, stream: io.StringIO):
-        self.handler = logging.StreamHandler(stream)
-        self.handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-
-    def __enter__(self) -> None:
-        self.before = {name: (list(self._of(name).handlers), self._of(name).propagate) for name in self.NAMES}
-        for name in self.NAMES:
-            self._of(name).handlers = [self.handler]
-
-    def __exit__(self, *_: object) -> None:
-        for name, (handlers, propagate) in self.before.items():
-            self._of(name).handlers, self._of(name).propagate = handlers, propagate
-
-    @staticmethod
-    def _of(name: str) -> logging.Logger:
-        return logging.getLogger(name)
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    threads = torch.get_num_threads()
+    for logger in loggers:
+        logger.handlers = [logging.StreamHandler(stream)]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 def run_recipe_process(*given: object, env: Mapping[str, str] | None = None, **quick: Any) -> Run:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import datasets
 from datasets.packaged_modules.csv.csv import CsvConfig
-from huggingface_hub import is_offline_mode
+from huggingface_hub import HfApi
 
 from sft_hf import hub
 from sft_hf.arguments import DataArguments
@@ -143,7 +143,10 @@ def _read_files(paths: list[str], split: str, *, flag: str, streaming: bool, cac
             **options,
         )
     except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, OSError) as error:
-        raise DataError(f"{flag} {', '.join(paths)} cannot be read: {_root_cause(error)}") from error
+        cause = _root_cause(error)
+        if "corresponds to no data" in cause:
+            raise DataError(f"{flag} {', '.join(paths)}: no row.") from error
+        raise DataError(f"{flag} {', '.join(paths)} cannot be read: {cause}") from error
 
 
 def _check_rows(paths: list[str], suffix: str, flag: str) -> None:
@@ -191,21 +194,30 @@ def _load_hub(data_args: DataArguments, token: str | None, cache_dir: str | None
             ),
             f"load_dataset {name}",
         )
-    except DataError:
-        raise
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise hub.explain(_refusal(name, token) or error, kind="dataset", repo_id=name, flag=flag) from error
     except Exception as error:
-        if isinstance(error, datasets.exceptions.DatasetNotFoundError) or hub.is_from_hub(error):
-            raise hub.explain(error, kind="dataset", repo_id=name, flag=flag) from error
-        raise
+        says_enough = isinstance(error, DataError) and not hub.is_transient(error)
+        if says_enough or not hub.is_from_hub(error):
+            raise
+        raise hub.explain(error, kind="dataset", repo_id=name, flag=flag) from error
     source = _named_splits(splits, data_args, kind="hub", name=name)
     return Source(
         source.splits, kind="hub", name=name, config_name=data_args.dataset_config_name, revision=sha, hub_id=name
     )
 
 
+def _refusal(name: str, token: str | None) -> BaseException | None:
+    """Why the Hub gives no file of a dataset whose page it shows; datasets raises its own error `from None`."""
+    try:
+        HfApi(token=token).auth_check(name, repo_type="dataset")
+    except Exception as error:
+        return error
+    return None
+
+
 def _resolve_revision(name: str, revision: str | None, token: str | None) -> str | None:
     """The commit that `revision` means now; None without the Hub, where the cache decides."""
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     try:
@@ -246,7 +258,7 @@ def _load_dataset(name: str, data_args: DataArguments, *, flag: str, **options) 
 
 def _builder(name: str, config: str | None, **options) -> datasets.DatasetBuilder:
     """The builder of a dataset; one of csv files gets CSV_OPTIONS where its card does not say what is missing."""
-    if is_offline_mode() and not Path(name).exists():
+    if datasets.config.HF_HUB_OFFLINE and not Path(name).exists():
         try:
             return datasets.load_dataset_builder(name, config, **options, **CSV_OPTIONS)
         except ValueError:  # the cache has none that was made with these options, so none of csv files

@@ -1,0 +1,420 @@
+"""Sources: every kind gives the same rows under the same split names, and every mistake says what is there instead."""
+
+import shutil
+import textwrap
+from pathlib import Path
+
+import datasets
+import pytest
+import tiny
+
+from sft_hf.arguments import DataArguments
+from sft_hf.data.sources import from_memory, load_splits, sample
+from sft_hf.errors import ArgumentError, DataError, HubError
+
+ALICE, BOB, NOBODY = "alice-token", "bob-token", "no-such-token"
+ROWS = tiny.rows(6)
+OTHER_ROWS = tiny.rows(3, seed=1)
+NUMBERED = [{**row, "example_id": number} for number, row in enumerate(ROWS)]
+TABLE = tiny.table(ROWS, ".csv")
+
+
+@pytest.fixture(autouse=True)
+def _users(hub, monkeypatch) -> None:
+    hub.add_user("alice", ALICE)
+    hub.add_user("bob", BOB)
+    monkeypatch.setattr("sft_hf.hub.time.sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def repo_id(repo_name) -> str:
+    return f"alice/{repo_name}"
+
+
+def load(*, token=None, cache_dir=None, **flags):
+    return load_splits(DataArguments(**flags), token=token, cache_dir=cache_dir)
+
+
+def load_files(*paths: Path, **flags):
+    return load(train_file=[str(path) for path in paths], **flags)
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(textwrap.dedent(content))
+    return path
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_rows_of_a_file_are_numbered(tmp_path, suffix):
+    path = tiny.write_rows(tmp_path / f"pets{suffix}", ROWS)
+    source = load_files(path)
+    assert source.splits["train"].to_list() == NUMBERED
+    assert (source.kind, source.name, source.hub_id, source.revision) == ("files", "pets", None, None)
+    assert source.files == {"train": [str(path)]}
+
+
+def test_several_files_are_one_split_in_the_order_given(tmp_path):
+    first, second = (tiny.write_rows(tmp_path / f"{name}.csv", rows) for name, rows in (("b", ROWS), ("a", OTHER_ROWS)))
+    assert load_files(first, second).splits["train"]["text"][:] == [row["text"] for row in ROWS + OTHER_ROWS]
+    commas = load(train_file=[f"{first},{second}"])
+    assert commas.splits["train"]["example_id"][:] == list(range(9))
+
+
+def test_a_glob_is_sorted(tmp_path):
+    for name, rows in (("part-2", OTHER_ROWS), ("part-1", ROWS)):
+        tiny.write_rows(tmp_path / f"{name}.jsonl", rows)
+    source = load_files(tmp_path / "part-*.jsonl")
+    assert source.splits["train"]["text"][:] == [row["text"] for row in ROWS + OTHER_ROWS]
+    assert [Path(path).name for path in source.files["train"]] == ["part-1.jsonl", "part-2.jsonl"]
+
+
+def test_each_split_has_its_files_and_its_own_numbers(tmp_path):
+    paths = [tiny.write_rows(tmp_path / f"{name}.csv", OTHER_ROWS) for name in ("a", "b", "c")]
+    flags = {f"{split}_file": [str(path)] for split, path in zip(("train", "validation", "test"), paths, strict=True)}
+    splits = load(**flags).splits
+    assert list(splits) == ["train", "validation", "test"]
+    assert all(split["example_id"][:] == [0, 1, 2] for split in splits.values())
+
+
+def test_a_stream_has_the_same_rows(tmp_path):
+    stream = load_files(tiny.write_rows(tmp_path / "pets.csv", ROWS), streaming=True).splits["train"]
+    assert isinstance(stream, datasets.IterableDataset)
+    assert list(stream) == NUMBERED
+
+
+def test_an_example_id_of_the_data_is_replaced_by_the_row_number(tmp_path):
+    path = tiny.write_rows(tmp_path / "pets.csv", [{**row, "example_id": "x"} for row in ROWS])
+    assert load_files(path).splits["train"]["example_id"][:] == [0, 1, 2, 3, 4, 5]
+
+
+WORDS_FOR_NOTHING = "text,label\nNA,null\nnull,None\nnan,\n,N/A\n"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "hub"])
+def test_texts_like_na_stay_texts_and_empty_cells_are_missing(kind, tmp_path, hub, repo_id):
+    """pandas reads all of these as missing; an example of the class "None" would be dropped as unlabelled."""
+    path = write(tmp_path / "train.csv", WORDS_FOR_NOTHING)
+    if kind == "hub":
+        hub.add_repo("dataset", repo_id, tmp_path)
+    name = repo_id if kind == "hub" else str(tmp_path)
+    source = load_files(path) if kind == "file" else load(dataset_name=name)
+    assert source.splits["train"]["text"][:] == ["NA", "null", "nan", None]
+    assert source.splits["train"]["label"][:] == ["null", "None", None, "N/A"]
+
+
+def test_a_card_that_says_what_is_missing_is_obeyed(tmp_path):
+    card = "---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  na_values: [nan]\n---\n"
+    write(tmp_path / "README.md", card)
+    write(tmp_path / "train.csv", WORDS_FOR_NOTHING)
+    assert load(dataset_name=str(tmp_path)).splits["train"]["label"][:] == [None, None, None, None]
+
+
+# Folders
+
+
+def test_a_folder_of_data_files(tmp_path):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    tiny.write_rows(folder / "train.parquet", ROWS)
+    tiny.write_rows(folder / "test.parquet", OTHER_ROWS)
+    source = load(dataset_name=str(folder))
+    assert (source.kind, source.name, source.hub_id) == ("folder", "pets", None)
+    assert source.splits["train"].to_list() == NUMBERED
+    assert len(source.splits["test"]) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_from_save_to_disk(tmp_path, streaming):
+    splits = {"train": datasets.Dataset.from_list(ROWS), "dev": datasets.Dataset.from_list(OTHER_ROWS)}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "pets")
+    source = load(dataset_name=str(tmp_path / "pets"), streaming=streaming)
+    assert list(source.splits) == ["train", "validation"]
+    assert list(source.splits["train"]) == NUMBERED
+    splits["train"].save_to_disk(tmp_path / "alone")
+    assert list(load(dataset_name=str(tmp_path / "alone"), streaming=streaming).splits) == ["train"]
+
+
+# Split names
+
+
+@pytest.mark.parametrize(
+    ("there", "flags", "chosen"),
+    [
+        ("train test", {}, {"train": "train", "test": "test"}),
+        ("train dev test", {}, {"train": "train", "validation": "dev", "test": "test"}),
+        ("train validation_matched", {}, {"train": "train", "validation": "validation_matched"}),
+        ("train test", {"validation_split_name": "test"}, {"train": "train", "validation": "test"}),
+        (
+            "a b c",
+            {"train_split_name": "c", "validation_split_name": "a", "test_split_name": "b"},
+            {"train": "c", "validation": "a", "test": "b"},
+        ),
+    ],
+)
+def test_splits_are_found_by_their_usual_names_or_by_flags(there, flags, chosen):
+    splits = {name: datasets.Dataset.from_dict({"text": [name]}) for name in there.split()}
+    found = from_memory(splits, DataArguments(**flags)).splits
+    assert {role: split["text"][0] for role, split in found.items()} == chosen
+
+
+def test_a_split_that_is_not_there_is_an_error_that_lists_those_that_are():
+    splits = {"train": datasets.Dataset.from_list(ROWS), "extra": datasets.Dataset.from_list(ROWS)}
+    with pytest.raises(DataError, match="no split 'tset'; it has train, extra. Choose with --test_split_name"):
+        from_memory(splits, DataArguments(test_split_name="tset"))
+    with pytest.raises(ArgumentError, match="--train_split_name train is also the split to validate"):
+        from_memory(splits, DataArguments(validation_split_name="train"))
+
+
+# The Hub
+
+CARD = """\
+---
+configs:
+- config_name: big
+  data_files: [{split: train, path: big/train.csv}, {split: valid, path: big/valid.csv}]
+- config_name: small
+  data_files: [{split: train, path: small/train.csv}]
+---
+"""
+CONFIGURED = {"README.md": CARD, "big/train.csv": TABLE, "big/valid.csv": TABLE, "small/train.csv": TABLE}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_of_the_hub_with_the_commit_it_came_from(hub, repo_id, streaming):
+    sha = hub.add_repo("dataset", repo_id, CONFIGURED)
+    source = load(dataset_name=repo_id, dataset_config_name="big", streaming=streaming)
+    assert (source.kind, source.name, source.hub_id) == ("hub", repo_id, repo_id)
+    assert (source.config_name, source.revision) == ("big", sha)
+    assert list(source.splits) == ["train", "validation"]
+    assert list(source.splits["train"]) == NUMBERED
+
+
+def test_an_old_revision_is_what_it_was(hub, repo_id):
+    old = hub.add_repo("dataset", repo_id, {"train.csv": TABLE})
+    new = hub.add_repo("dataset", repo_id, {"train.csv": tiny.table(OTHER_ROWS, ".csv")})
+    revisions = {revision: load(dataset_name=repo_id, dataset_revision=revision) for revision in (old, None, "main")}
+    assert [len(source.splits["train"]) for source in revisions.values()] == [6, 3, 3]
+    assert [source.revision for source in revisions.values()] == [old, new, new]
+
+
+def test_cache_dir_holds_the_data(hub, repo_id, tmp_path):
+    hub.add_repo("dataset", repo_id, {"train.csv": TABLE})
+    load(dataset_name=repo_id, cache_dir=str(tmp_path))
+    assert list(tmp_path.rglob("*.arrow"))
+
+
+@pytest.mark.parametrize(
+    ("failure", "path"),
+    [({"status": 503}, "/api/datasets/"), ({"status": 503}, r"/resolve/.*csv"), ({"cut": True}, r"/resolve/.*csv")],
+)
+def test_one_failure_of_the_hub_is_survived(hub, repo_id, failure, path):
+    hub.add_repo("dataset", repo_id, {"train.csv": TABLE})
+    hub.fail("GET", path, **failure)
+    assert load(dataset_name=repo_id).splits["train"].to_list() == NUMBERED
+
+
+def test_a_hub_that_stays_down_is_an_error_of_the_hub(hub, repo_id):
+    hub.add_repo("dataset", repo_id, {"train.csv": TABLE})
+    hub.fail("GET", r"/resolve/.*csv", status=503, times=100)
+    with pytest.raises(HubError, match=rf"--dataset_name {repo_id}: the Hub could not be asked \(HfHubHTTPError.*503"):
+        load(dataset_name=repo_id)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """As if HF_HUB_OFFLINE were set, which the clients read when they are imported."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_what_was_loaded_before_is_there_without_the_hub(hub, repo_id, request, suffix):
+    hub.add_repo("dataset", repo_id, {f"train{suffix}": tiny.table(ROWS, suffix)})
+    load(dataset_name=repo_id)
+    request.getfixturevalue("offline")
+    before = len(hub.requests)
+    source = load(dataset_name=repo_id)
+    assert source.splits["train"].to_list() == NUMBERED
+    assert source.revision is None
+    assert len(hub.requests) == before
+
+
+@pytest.mark.usefixtures("offline")
+def test_what_is_not_in_the_cache_is_an_error_at_once_without_the_hub(monkeypatch):
+    monkeypatch.setattr("sft_hf.hub.time.sleep", lambda seconds: pytest.fail("waited for a Hub that is switched off"))
+    with pytest.raises(HubError, match="--dataset_name a/never-seen: HF_HUB_OFFLINE is set and this dataset is not"):
+        load(dataset_name="a/never-seen")
+
+
+# What goes wrong on the Hub
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "message"),
+    [
+        (None, {}, "no such dataset on the Hub, no such folder here, or it is private"),
+        (ALICE, {}, "no such dataset on the Hub"),
+        (None, {"private": True}, "or it is private and the token .* has no right to it"),
+        (BOB, {"private": True}, "or it is private and the token .* has no right to it"),
+        (NOBODY, {"private": True}, "the Hub refuses the token. Renew it: `hf auth login`"),
+        (NOBODY, {"private": False}, "the Hub refuses the token"),
+        (None, {"gated": True}, "this dataset is gated. Ask for access on the page of"),
+        (BOB, {"gated": True}, "this dataset is gated. Ask for access on the page of"),
+    ],
+)
+def test_what_may_not_be_read_says_why(hub, repo_id, token, repo, message):
+    if repo:
+        hub.add_repo("dataset", repo_id, {"train.csv": TABLE}, **repo)
+    with pytest.raises(HubError, match=f"^--dataset_name {repo_id}: .*{message}"):
+        load(dataset_name=repo_id, token=token)
+
+
+@pytest.mark.parametrize("repo", [{"private": True}, {"gated": True}])
+def test_the_owner_reads_private_and_gated_datasets(hub, repo_id, repo):
+    hub.add_repo("dataset", repo_id, {"train.csv": TABLE}, **repo)
+    assert len(load(dataset_name=repo_id, token=ALICE).splits["train"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        ({}, DataError, "pick one among the available configs: .'big', 'small'.* --dataset_config_name"),
+        ({"dataset_config_name": "bgi"}, DataError, "'bgi' not found. .*'big', 'small'.* --dataset_config_name"),
+        (
+            {"dataset_config_name": "small", "validation_split_name": "valid"},
+            DataError,
+            "no split 'valid'; it has train. Choose with --validation_split_name",
+        ),
+        ({"dataset_config_name": "big", "dataset_revision": "v9"}, HubError, "there is no such revision"),
+    ],
+)
+def test_configurations_splits_and_revisions_that_are_not_there(hub, repo_id, flags, error, message):
+    hub.add_repo("dataset", repo_id, CONFIGURED)
+    with pytest.raises(error, match=message):
+        load(dataset_name=repo_id, **flags)
+
+
+def test_a_dataset_that_is_a_script_or_empty(hub, repo_id):
+    hub.add_repo("dataset", repo_id, {f"{repo_id.split('/')[1]}.py": "raise SystemExit"})
+    with pytest.raises(DataError, match="is a script, .* --dataset_revision refs/convert/parquet"):
+        load(dataset_name=repo_id)
+    hub.add_repo("dataset", f"{repo_id}-empty", {"README.md": "nothing"})
+    with pytest.raises(DataError, match="doesn't contain any data files"):
+        load(dataset_name=f"{repo_id}-empty")
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "./no/such/folder", "no such name"])
+def test_a_name_that_is_neither_a_folder_nor_a_repository(name):
+    with pytest.raises(DataError, match=f"--dataset_name {name}: no such file or folder, and no name of the Hub"):
+        load(dataset_name=name)
+
+
+# What goes wrong with files and flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"dataset_name": "a", "train_file": ["b"]}, "--dataset_name and --train_file name two sources"),
+        ({"validation_file": ["b"]}, "--validation_file and --test_file need --train_file"),
+        ({}, "No data: give --dataset_name ORG/NAME .* or --train_file FILE"),
+        ({"dataset_name": "builtin:docstrngs"}, "--dataset_name builtin:docstrngs: .* docstrings"),
+    ],
+)
+def test_flags_that_name_no_source_or_two(flags, message):
+    with pytest.raises(ArgumentError, match=message):
+        load(**flags)
+
+
+def test_a_missing_file_lists_its_neighbours(tmp_path):
+    tiny.write_rows(tmp_path / "train.csv", ROWS)
+    tiny.write_rows(tmp_path / "dev.csv", ROWS)
+    with pytest.raises(DataError, match=rf"--train_file {tmp_path}/trian.csv: no such file. In .*: dev.csv, train.csv"):
+        load_files(tmp_path / "trian.csv")
+    with pytest.raises(DataError, match="--validation_file .*val.csv: no such file. In .*no: nothing"):
+        load(train_file=[str(tmp_path / "train.csv")], validation_file=[str(tmp_path / "no" / "val.csv")])
+
+
+def test_a_file_is_no_dataset_name(tmp_path):
+    with pytest.raises(ArgumentError, match="is a file; give files by --train_file"):
+        load(dataset_name=str(tiny.write_rows(tmp_path / "train.csv", ROWS)))
+
+
+def test_files_of_two_kinds_or_of_an_unknown_kind(tmp_path):
+    paths = [tiny.write_rows(tmp_path / f"train{suffix}", ROWS) for suffix in (".csv", ".json")]
+    with pytest.raises(DataError, match=r"--train_file: .csv, .json given; expected one kind of .csv, .tsv"):
+        load_files(*paths)
+    with pytest.raises(DataError, match=r"--train_file: .txt given; expected one kind of"):
+        load_files(write(tmp_path / "train.txt", "woof"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": b}\n', "a.jsonl, line 2: not valid JSON"),
+        ("a.jsonl", '{"text": "a"}\n\n["b"]\n', "a.jsonl, line 3: expected an object, got list"),
+        ("a.json", '[{"text": "a"}, {"text":', "a.json cannot be read"),
+        ("a.csv", "text,label\na,b\nc,d,e\n", "a.csv cannot be read: .* Expected 2 fields in line 3, saw 3$"),
+        ("a.csv", 'text,label\na,b\nc,"d\n', "a.csv cannot be read: .*EOF inside string starting at row 2$"),
+        ("a.csv", "", "a.csv cannot be read: No columns to parse"),
+        ("a.csv", "text,label\n", "a.csv: no row"),
+        ("a.parquet", "PAR1", "a.parquet cannot be read"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=message):
+        load_files(write(tmp_path / name, content))
+
+
+# Samples
+
+
+def test_a_sample_is_seeded_and_keeps_the_order():
+    dataset = datasets.Dataset.from_dict({"number": list(range(100))})
+    numbers = [sample(dataset, 10, seed=seed, flag="--max_train_samples")["number"][:] for seed in (0, 0, 1)]
+    assert numbers[0] == numbers[1] == sorted(numbers[0])
+    assert numbers[0] != numbers[2]
+    assert numbers[0] != list(range(10))
+    assert len(set(numbers[0])) == 10
+
+
+def test_a_sample_of_all_or_more_is_the_dataset():
+    dataset = datasets.Dataset.from_dict({"number": [3, 1, 2]})
+    for number in (None, 3, 99):
+        assert sample(dataset, number, seed=0, flag="--max_train_samples") is dataset
+    with pytest.raises(ArgumentError, match="--max_eval_samples 0: expected a positive number"):
+        sample(dataset, 0, seed=0, flag="--max_eval_samples")
+
+
+def test_a_sample_of_a_stream_is_of_its_shuffled_order():
+    stream = datasets.Dataset.from_dict({"number": list(range(100))}).to_iterable_dataset()
+    first, second = (
+        [row["number"] for row in sample(stream, 5, seed=seed, flag="--max_train_samples", buffer_size=50)]
+        for seed in (0, 0)
+    )
+    assert first == second
+    assert len(first) == 5
+    assert first != [0, 1, 2, 3, 4]
+
+
+def test_builtin_data_is_a_source_like_any_other(monkeypatch):
+    splits = datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(OTHER_ROWS))
+    monkeypatch.setattr("sft_hf.data.sources.builtin_dataset", {"docstrings": splits}.__getitem__)
+    source = load(dataset_name="builtin:docstrings")
+    assert (source.kind, source.name, source.hub_id) == ("builtin", "builtin:docstrings", None)
+    assert source.splits["train"].to_list() == NUMBERED
+
+
+def test_a_folder_that_moves_on_is_read_again(tmp_path):
+    """datasets caches by name: a changed file must not come back as it was."""
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    tiny.write_rows(folder / "train.csv", ROWS)
+    assert len(load(dataset_name=str(folder)).splits["train"]) == 6
+    shutil.rmtree(folder)
+    folder.mkdir()
+    tiny.write_rows(folder / "train.csv", OTHER_ROWS)
+    assert len(load(dataset_name=str(folder)).splits["train"]) == 3
