@@ -25,7 +25,7 @@ if __name__ == "__main__":
         output_dir="runs/text_cls",
         per_device_train_batch_size=32,
         per_device_eval_batch_size=64,
-        learning_rate=1e-4,
+        learning_rate=5e-5,
         num_train_epochs=3,
         warmup_steps=0.1,
         weight_decay=0.01,
@@ -35,5 +35,8 @@ if __name__ == "__main__":
         save_total_limit=1,
         load_best_model_at_end=True,
         logging_steps=0.05,
-        scratch_defaults={"learning_rate": 1e-3, "num_train_epochs": 10},
+        model_defaults={
+            "builtin:minilm": {"learning_rate": 4e-4},
+            "from_scratch": {"learning_rate": 1e-3, "num_train_epochs": 10},
+        },
     )

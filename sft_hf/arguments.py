@@ -56,6 +56,8 @@ DATA_SOURCES = ("dataset_name", "train_file")
 class DataArguments:
     """Where the examples come from and how they split."""
 
+    _argument_group_name = "data"
+
     dataset_name: str | None = field(
         default=None, metadata={"help": "ORG/NAME on the Hub, a folder (also one from save_to_disk), or builtin:NAME."}
     )
@@ -96,6 +98,8 @@ class DataArguments:
 class ModelArguments:
     """Which model, from where, and what is changed in it before training."""
 
+    _argument_group_name = "model"
+
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "ORG/NAME on the Hub, a folder, or builtin:NAME."}
     )
@@ -125,6 +129,8 @@ class ModelArguments:
 class FinetuningArguments(TrainingArguments):
     """TrainingArguments, and what a whole run needs beside them."""
 
+    _argument_group_name = "training"
+
     resume: str = field(
         default="auto",
         metadata={"help": "auto: go on from the last checkpoint in --output_dir; never; or the path of a checkpoint."},
@@ -137,6 +143,9 @@ class FinetuningArguments(TrainingArguments):
     )
     num_cpu_threads_per_process: int | None = field(
         default=None, metadata={"help": "Default: the user's OMP_NUM_THREADS, else all cores divided by the processes."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log the last finite loss where one is NaN; off, so that a diverged run is seen."}
     )
     push_examples: bool = field(
         default=False, metadata={"help": "Also push predictions and reports, which hold texts of the dataset."}
@@ -196,7 +205,9 @@ class _Parser(HfArgumentParser):
             allow_abbrev=False,  # argparse would take --learning_rat for --learning_rate (pitfall 10)
             description=description,
             formatter_class=_HelpFormatter,
+            usage="%(prog)s [--config FILE.yaml] [--flag value ...]",  # 180 flags in a row help nobody
         )
+        self._action_groups.sort(key=lambda group: group.title == "training")  # the longest one last
         self.add_argument("--config", metavar="FILE.yaml", help="Keys are flag names; `env:` sets variables.")
         self.flags = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
         hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
@@ -275,13 +286,13 @@ def parse_arguments(
     arguments: Sequence[str],
     *,
     defaults: Mapping[str, Any],
-    scratch_defaults: Mapping[str, Any] | None = None,
+    model_defaults: Mapping[str, Mapping[str, Any]] | None = None,
     description: str | None = None,
 ) -> Parsed:
     """Merge recipe, YAML and command line into instances of `dataclass_types`.
 
-    `scratch_defaults` replace `defaults` where the weights are random (--from_scratch, or a builtin
-    architecture), because the learning rate of a fine-tuning run does not train a fresh model.
+    `model_defaults` replace some of `defaults` for a model of that name, or under "from_scratch" where the weights start
+    random: a rate that fine-tunes a model of 110 million parameters does not train a small or a fresh one.
 
     Raises ArgumentError for an unknown, abbreviated or replaced name, for a value of the wrong type, and for values
     that the dataclasses themselves refuse.
@@ -297,8 +308,8 @@ def parse_arguments(
         (str(config), _explicit_mapping(parser, yaml_values, str(config))),
         ("command line", command_line),
     ]
-    if _is_from_scratch(_merge(layers)[0]):
-        layers[0] = ("recipe", {**recipe, **_explicit_mapping(parser, scratch_defaults or {}, "recipe")})
+    special = (model_defaults or {}).get(_kind_of_model(_merge(layers)[0]), {})
+    layers[0] = ("recipe", {**recipe, **_explicit_mapping(parser, special, "recipe")})
     merged, origin = _merge(layers)
     for name in sorted(set(merged) & set(WITHOUT_EFFECT)):
         logger.info("%s: --%s changes nothing: %s", origin[name], name, WITHOUT_EFFECT[name])
@@ -360,10 +371,12 @@ def _merge(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, A
     return merged, origin
 
 
-def _is_from_scratch(merged: Mapping[str, Any]) -> bool:
-    """Whether the weights start random; of the builtin models only minilm is pretrained."""
+def _kind_of_model(merged: Mapping[str, Any]) -> str:
+    """The key in `model_defaults`: the model's name, or from_scratch; of the builtin models only minilm is pretrained."""
     model = merged.get("model_name_or_path", "")
-    return bool(merged.get("from_scratch")) or (model.startswith("builtin:") and model != "builtin:minilm")
+    if merged.get("from_scratch") or (model.startswith("builtin:") and model != "builtin:minilm"):
+        return "from_scratch"
+    return model
 
 
 def _instantiate(dataclass_types: Sequence[type], merged: Mapping[str, Any]) -> tuple[Any, ...]:

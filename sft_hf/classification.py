@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from sft_hf.arguments import FinetuningArguments, ModelArguments
 from sft_hf.data.columns import find_label_column
-from sft_hf.data.labels import Labels, encode_column, resolve_labels
+from sft_hf.data.label_resolution import resolve_labels
+from sft_hf.data.labels import Labels, encode_column
 from sft_hf.errors import ArgumentError, DataError
 from sft_hf.losses import Loss, balanced_class_weights, make_loss
 from sft_hf.metrics import EvaluateModules, Metrics, MultiLabelMetrics, RegressionMetrics, SingleLabelMetrics

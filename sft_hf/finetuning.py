@@ -61,14 +61,15 @@ def finetune(
     /,
     *,
     methods: Sequence[type[Method]] = (),
-    scratch_defaults: Mapping[str, Any] | None = None,
+    model_defaults: Mapping[str, Mapping[str, Any]] | None = None,
     description: str | None = None,
     **defaults: Any,
 ) -> dict[str, float]:
     """Run a recipe by the flags of the command line; returns the metrics of the last evaluated split.
 
-    `defaults` are the recipe's flags, `scratch_defaults` those that replace them where the weights start random. Ends the
-    process with the exit codes of `sft_hf.errors` when something goes wrong.
+    `defaults` are the recipe's flags; `model_defaults` replace some of them for a model of that name, or, under
+    "from_scratch", where the weights start random. Ends the process with the exit codes of `sft_hf.errors` when something
+    goes wrong.
     """
     with launching.exit_codes():
         arguments = sys.argv[1:]
@@ -79,7 +80,7 @@ def finetune(
             (DataArguments, ModelArguments, FinetuningArguments, task_class, *methods),
             arguments,
             defaults=defaults,
-            scratch_defaults=scratch_defaults,
+            model_defaults=model_defaults,
             description=description,
         )
         return _run(parsed)
@@ -302,8 +303,12 @@ def _choose_best_metric(
     """The task's own metric decides which checkpoint is best, unless the user names one."""
     metrics = task.load_metrics(labels, model_args)
     training_args.metric_for_best_model = training_args.metric_for_best_model or metrics.main
+    name = training_args.metric_for_best_model.removeprefix("eval_")
+    if name not in metrics.names and metrics.extra is None:
+        raise ArgumentError(
+            f"--metric_for_best_model {name}: {labels.problem_type} has {', '.join(sorted(metrics.names))}."
+        )
     if training_args.greater_is_better is None:
-        name = training_args.metric_for_best_model.removeprefix("eval_")
         training_args.greater_is_better = name not in metrics.lower_is_better
 
 

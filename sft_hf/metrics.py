@@ -98,6 +98,12 @@ class Metrics(ABC):
         {"loss", "log_loss", "expected_calibration_error", "mse", "rmse", "mae"}
     )
     main: ClassVar[str]
+    extra: EvaluateModules | None = None
+
+    @property
+    @abstractmethod
+    def names(self) -> frozenset[str]:
+        """Every name that `compute` can return, and `loss`; --metric_for_best_model chooses among them."""
 
     @abstractmethod
     def update(self, predictions: np.ndarray, labels: np.ndarray, *, example_id: np.ndarray) -> None:
@@ -165,7 +171,9 @@ class ScoreMetrics(Metrics):
         if len(labels) == 0:
             return {}
         extra = {} if self.extra is None else self._compute_extra(predictions, labels)
-        return _finite_numbers(self._compute(predictions, labels)) | extra
+        numbers = _finite_numbers(self._compute(predictions, labels)) | extra
+        first = [self.main] if self.main in numbers else []
+        return {name: numbers[name] for name in dict.fromkeys([*first, *numbers])}
 
     def _examples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return ids, predictions and labels of every example, each once, in the order of the ids."""
@@ -173,8 +181,10 @@ class ScoreMetrics(Metrics):
         example_id, first = np.unique(example_id, return_index=True)
         return example_id, predictions[first], labels[first]
 
-    def _reserved(self) -> frozenset[str]:
-        return self.keys | self.lower_is_better
+    @property
+    def names(self) -> frozenset[str]:
+        """See `Metrics`; those of `extra` are known only when it has run."""
+        return self.keys | {"loss"}
 
     @abstractmethod
     def _prepared_labels(self, labels: np.ndarray) -> np.ndarray:
@@ -249,7 +259,7 @@ class SingleLabelMetrics(ScoreMetrics):
 
     def _compute_extra(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         predicted = predictions.argmax(axis=1).tolist()
-        return self.extra.compute(predicted, labels.tolist(), reserved=self._reserved())
+        return self.extra.compute(predicted, labels.tolist(), reserved=self.names | self.lower_is_better)
 
 
 class MultiLabelMetrics(ScoreMetrics):
@@ -344,7 +354,7 @@ class MultiLabelMetrics(ScoreMetrics):
     def _compute_extra(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         predicted = (_sigmoid(predictions) >= self.thresholds).astype(int).tolist()
         references = labels.astype(int).tolist()
-        return self.extra.compute(predicted, references, reserved=self._reserved(), config_name="multilabel")
+        return self.extra.compute(predicted, references, reserved=self.names | self.lower_is_better, config_name="multilabel")
 
 
 class RegressionMetrics(ScoreMetrics):
@@ -389,9 +399,9 @@ class RegressionMetrics(ScoreMetrics):
         known = ~np.isnan(labels).any(axis=1)
         columns = predictions[known], labels[known]
         if self.num_columns == 1:
-            return self.extra.compute(*(c[:, 0].tolist() for c in columns), reserved=self._reserved())
+            return self.extra.compute(*(c[:, 0].tolist() for c in columns), reserved=self.names | self.lower_is_better)
         lists = (column.tolist() for column in columns)
-        return self.extra.compute(*lists, reserved=self._reserved(), config_name="multilist")
+        return self.extra.compute(*lists, reserved=self.names | self.lower_is_better, config_name="multilist")
 
 
 def _single_label_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -44,6 +44,7 @@ class Task(ABC):
     """The stages of one task; see the module's text for their order."""
 
     pipeline_tag: ClassVar[str]  # the Hub's name of the task, also transformers.pipeline's
+    _argument_group_name: ClassVar[str] = "task"  # of its flags in --help
 
     @abstractmethod
     def columns(self, features: Features) -> Columns:

@@ -48,8 +48,8 @@ def write(tmp_path):
     return write
 
 
-def parse(*arguments, recipe=None, scratch=None):
-    return parse_arguments(TYPES, arguments, defaults=recipe or {}, scratch_defaults=scratch)
+def parse(*arguments, recipe=None, special=None):
+    return parse_arguments(TYPES, arguments, defaults=recipe or {}, model_defaults=special)
 
 
 def error(*arguments, recipe=None):
@@ -101,15 +101,16 @@ def test_one_source_of_data_replaces_another_whole(write):
     assert (data_args.dataset_name, data_args.dataset_config_name) == ("nyu-mll/glue", "cola")
 
 
-def test_scratch_defaults_hold_where_the_weights_start_random(write):
-    recipe = {"learning_rate": 1e-4, "num_train_epochs": 3, "model_name_or_path": "builtin:minilm"}
+def test_model_defaults_hold_for_a_named_model_and_where_the_weights_start_random(write):
+    recipe = {"learning_rate": 5e-5, "num_train_epochs": 3, "model_name_or_path": "builtin:minilm"}
+    special = {"builtin:minilm": {"learning_rate": 1e-4}, "from_scratch": {"learning_rate": 1e-3}}
 
     def rates(*arguments):
-        training_args = parse(*arguments, recipe=recipe, scratch={"learning_rate": 1e-3}).instances[2]
+        training_args = parse(*arguments, recipe=recipe, special=special).instances[2]
         return training_args.learning_rate, training_args.num_train_epochs
 
     assert rates() == (1e-4, 3)
-    assert rates("--model_name_or_path", "ORG/MODEL") == (1e-4, 3)
+    assert rates("--model_name_or_path", "ORG/MODEL") == (5e-5, 3)
     assert rates("--model_name_or_path", "builtin:lstm") == (1e-3, 3)
     assert rates("--from_scratch") == (1e-3, 3)
     assert rates("--config", write("from_scratch: true")) == (1e-3, 3)
@@ -213,7 +214,7 @@ def test_a_misspelt_name_is_the_same_error_in_each_layer(write):
     assert error("--config", config) == f"{config}: unknown key 'learning_rat'. {hint}"
     assert error(recipe={"learning_rat": 1}) == f"recipe: unknown key 'learning_rat'. {hint}"
     with pytest.raises(ArgumentError, match="recipe: unknown key 'learning_rat'"):
-        parse("--from_scratch", scratch={"learning_rat": 1})
+        parse("--from_scratch", special={"from_scratch": {"learning_rat": 1}})
 
 
 def test_a_name_that_is_near_to_nothing():

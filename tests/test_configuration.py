@@ -101,7 +101,7 @@ def test_every_named_configuration_is_a_run_of_its_recipe(recipe, monkeypatch):
     monkeypatch.setattr("sys.argv", [str(recipe)])
     exec(compile(recipe.read_text(), recipe, "exec"), {"__name__": "__main__"})
     [(task_class, keywords)] = calls
-    methods, scratch_defaults, _ = (keywords.pop(name, ()) for name in ("methods", "scratch_defaults", "description"))
+    methods, model_defaults, _ = (keywords.pop(name, ()) for name in ("methods", "model_defaults", "description"))
     configs = sorted((recipe.parent / "configs" / recipe.stem).glob("*.yaml"))
     assert configs
     for config in configs:
@@ -109,7 +109,7 @@ def test_every_named_configuration_is_a_run_of_its_recipe(recipe, monkeypatch):
             (DataArguments, ModelArguments, FinetuningArguments, task_class, *methods),
             ["--config", config.stem],
             defaults=keywords,
-            scratch_defaults=scratch_defaults or None,
+            model_defaults=model_defaults or None,
         )
         assert parsed.values["output_dir"] == f"runs/{config.stem}"
         assert parsed.layers["dataset_name"] == config.stem

@@ -225,6 +225,12 @@ def test_an_unexpected_failure_is_not_exit_code_0(world, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+def test_an_unknown_best_metric_is_an_error_before_training(world, tmp_path):
+    run = tiny.run_recipe(*base(world, tmp_path / "run", "--metric_for_best_model", "f1"))
+    assert run.exit_code == 2
+    assert "--metric_for_best_model f1: single_label_classification has accuracy, balanced_accuracy" in run.output
+
+
 def test_the_first_error_comes_before_the_data(world, tmp_path):
     started = time.monotonic()
     run = tiny.run_recipe("--train_file", world / "train.jsonl", "--model_name_or_path", "./missing", "--output_dir", tmp_path / "r")

@@ -97,9 +97,7 @@ class LstmModel(LstmPreTrainedModel):
 
     def __init__(self, config: LstmConfig):
         super().__init__(config)
-        self.embeddings = nn.Embedding(
-            config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id
-        )
+        self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
         self.dropout = nn.Dropout(config.dropout)
         sizes = [config.embedding_size] + [2 * config.hidden_size] * (config.num_hidden_layers - 1)
         self.layers = nn.ModuleList(LstmLayer(size, config.hidden_size) for size in sizes)
@@ -177,9 +175,7 @@ class LstmForSequenceClassification(LstmPreTrainedModel):
     def _loss(self, logits: Tensor, labels: Tensor, *, num_items_in_batch: Tensor | int | None) -> Tensor:
         # Inferred like transformers does, but not written into the config, where one batch of float targets
         # would turn the saved model into a multi-label one.
-        inferred = (
-            "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-        )
+        inferred = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
         inferred = "regression" if self.num_labels == 1 else inferred
         loss = make_loss("auto", problem_type=self.config.problem_type or inferred)
         denominator = loss.denominator(labels) if num_items_in_batch is None else num_items_in_batch
