@@ -37,6 +37,7 @@ if __name__ == "__main__":
         logging_steps=0.05,
         model_defaults={
             "builtin:minilm": {"learning_rate": 4e-4},
-            "from_scratch": {"learning_rate": 1e-3, "num_train_epochs": 10},
+            "builtin:lstm": {"learning_rate": 5e-3, "num_train_epochs": 10},
+            "from_scratch": {"learning_rate": 5e-4, "num_train_epochs": 10},
         },
     )

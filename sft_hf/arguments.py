@@ -45,6 +45,16 @@ WITHOUT_EFFECT = {
     "do_eval": "a run always evaluates; --eval_strategy says when",
     "do_predict": "a test split is always used at the end",
     "remove_unused_columns": "each task keeps exactly the columns that it needs",
+    "label_names": "each task knows its labels; --class_names names classes",
+    "length_column_name": "each task knows its lengths",
+    "prediction_loss_only": "evaluation always has metrics, accumulated batch by batch",
+    "eval_accumulation_steps": "evaluation accumulates metrics batch by batch",
+    "batch_eval_metrics": "evaluation accumulates metrics batch by batch",
+    "eval_do_concat_batches": "evaluation accumulates metrics batch by batch",
+    "eval_use_gather_object": "evaluation accumulates metrics batch by batch",
+    "include_for_metrics": "evaluation accumulates metrics batch by batch",
+    "fp16_full_eval": "evaluation computes in the precision of training",
+    "bf16_full_eval": "evaluation computes in the precision of training",
 }
 SECRETS = ("token", "hub_token")
 NOT_GIVEN = object()
@@ -144,8 +154,15 @@ class FinetuningArguments(TrainingArguments):
     num_cpu_threads_per_process: int | None = field(
         default=None, metadata={"help": "Default: the user's OMP_NUM_THREADS, else all cores divided by the processes."}
     )
+    ddp_timeout: int = field(
+        default=6 * 60 * 60,
+        metadata={
+            "help": "Seconds that ranks wait for each other; the first one may download and preprocess for long."
+        },
+    )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Log the last finite loss where one is NaN; off, so that a diverged run is seen."}
+        default=False,
+        metadata={"help": "Log the last finite loss where one is NaN; off, so that a diverged run is seen."},
     )
     push_examples: bool = field(
         default=False, metadata={"help": "Also push predictions and reports, which hold texts of the dataset."}
@@ -163,6 +180,7 @@ class FinetuningArguments(TrainingArguments):
         self.remove_unused_columns = False
         # The parent would choose the loss; which metric is best, and in which direction, is the task's to say.
         given = self.metric_for_best_model, self.greater_is_better
+        self.fp16_full_eval = self.bf16_full_eval = False
         super().__post_init__()
         self.metric_for_best_model, self.greater_is_better = given
 
@@ -308,7 +326,7 @@ def parse_arguments(
         (str(config), _explicit_mapping(parser, yaml_values, str(config))),
         ("command line", command_line),
     ]
-    special = (model_defaults or {}).get(_kind_of_model(_merge(layers)[0]), {})
+    special = _defaults_of_model(_merge(layers)[0], model_defaults or {})
     layers[0] = ("recipe", {**recipe, **_explicit_mapping(parser, special, "recipe")})
     merged, origin = _merge(layers)
     for name in sorted(set(merged) & set(WITHOUT_EFFECT)):
@@ -371,12 +389,15 @@ def _merge(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, A
     return merged, origin
 
 
-def _kind_of_model(merged: Mapping[str, Any]) -> str:
-    """The key in `model_defaults`: the model's name, or from_scratch; of the builtin models only minilm is pretrained."""
+def _defaults_of_model(
+    merged: Mapping[str, Any], model_defaults: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Those of the model's name, else of from_scratch; of the builtin models only minilm is pretrained."""
     model = merged.get("model_name_or_path", "")
-    if merged.get("from_scratch") or (model.startswith("builtin:") and model != "builtin:minilm"):
-        return "from_scratch"
-    return model
+    is_fresh = model.startswith("builtin:") and model != "builtin:minilm"
+    if merged.get("from_scratch") or (is_fresh and model not in model_defaults):
+        model = "from_scratch"
+    return model_defaults.get(model, {})
 
 
 def _instantiate(dataclass_types: Sequence[type], merged: Mapping[str, Any]) -> tuple[Any, ...]:

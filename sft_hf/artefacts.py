@@ -18,18 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from datasets import Dataset, IterableDataset
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import sft_hf
 from sft_hf.arguments import SECRETS, Parsed
+from sft_hf.callbacks import peak_rss_mb
 from sft_hf.data.labels import Labels
 from sft_hf.data.sources import EXAMPLE_ID, Source
 from sft_hf.errors import ReloadError
 from sft_hf.hub import without_local_paths
 from sft_hf.pretrained import license_of
-from sft_hf.trainer import SftTrainer, peak_rss_mb
+from sft_hf.task import Columns
+from sft_hf.trainer import SftTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -62,19 +65,21 @@ def save_model(trainer: SftTrainer, prepared, output_dir: str) -> None:
     """Save the best model and its processor; thresholds of multi-label classes go into the configuration."""
     config = trainer.accelerator.unwrap_model(trainer.model).config
     if trainer.thresholds is not None:
-        config.thresholds = [round(float(value), 4) for value in trainer.thresholds]
+        config.thresholds = [float(value) for value in trainer.thresholds]
     trainer.save_model(output_dir, _internal_call=True)
 
 
 # ---- the reload check ----
 
 
-def reload_sample(rows: Dataset | IterableDataset) -> list[dict]:
-    """A few raw rows, spread over the validation split."""
+def reload_sample(rows: Dataset | IterableDataset, columns: Columns) -> list[dict]:
+    """A few raw rows, spread over the validation split; none is empty, of which some pipelines make nothing."""
     if isinstance(rows, IterableDataset):
-        return list(rows.take(RELOAD_SAMPLE))
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(RELOAD_SAMPLE, len(rows))).astype(int))
-    return [rows[int(index)] for index in chosen]
+        chosen = list(rows.take(RELOAD_SAMPLE))
+    else:
+        spread = np.linspace(0, len(rows) - 1, min(RELOAD_SAMPLE, len(rows)))
+        chosen = [rows[int(index)] for index in np.unique(spread.astype(int))]
+    return [row for row in chosen if any(row[name] not in (None, "") for name in columns.inputs)]
 
 
 def matching(examples: Dataset | IterableDataset, sample: list[dict]) -> Dataset | IterableDataset:
@@ -86,20 +91,29 @@ def matching(examples: Dataset | IterableDataset, sample: list[dict]) -> Dataset
 
 
 def check_reload(
-    trainer: SftTrainer, prepared, sample: list[dict], expected: dict[int, np.ndarray], output_dir: str
+    trainer: SftTrainer,
+    prepared,
+    sample: list[dict],
+    expected: dict[int, np.ndarray],
+    output_dir: str,
+    *,
+    trust_remote_code: bool,
 ) -> None:
     """Reload the saved folder with transformers.pipeline; ReloadError if it predicts something else (pitfall 18)."""
     from transformers import pipeline
 
     task, labels = trainer.task, prepared.labels
-    saved = pipeline(task.pipeline_tag, model=output_dir, device="cpu")
+    saved = pipeline(task.pipeline_tag, model=output_dir, device="cpu", trust_remote_code=trust_remote_code)
     inputs = [task.pipeline_inputs(row, prepared.columns) for row in sample]
     answers = task.pipeline_predictions([saved(item, **task.pipeline_options()) for item in inputs], labels)
     wanted = task.scores(np.stack([expected[row[EXAMPLE_ID]] for row in sample]), labels)
     difference = float(np.abs(answers - wanted).max())
     scale = max(1.0, float(np.abs(wanted).max()))
-    tolerance = RELOAD_TOLERANCE[trainer.args.mixed_precision] * scale
-    if not difference <= tolerance:
+    weights = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(
+        trainer.accelerator.unwrap_model(trainer.model).dtype, "no"
+    )
+    tolerance = max(RELOAD_TOLERANCE[weights], RELOAD_TOLERANCE[trainer.args.mixed_precision]) * scale
+    if not difference <= tolerance:  # also where it is NaN
         raise ReloadError(
             f"The model saved in {output_dir}, reloaded with transformers.pipeline, differs from the trainer by "
             f"{difference:.2g} (tolerance {tolerance:.2g}) on {len(sample)} validation examples. Do not use it; please "
@@ -114,8 +128,7 @@ def check_reload(
 def training_facts(trainer: SftTrainer, *, started: float) -> dict[str, Any]:
     """Steps, seconds and memory of this process's part of the run."""
     timing, args = trainer.timing, trainer.args
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    rate = timing.num_steps * per_step / timing.step_seconds if timing.step_seconds else 0.0
+    rate = trainer.num_examples_trained / timing.step_seconds if timing.step_seconds else 0.0
     return {
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 4),
@@ -336,7 +349,9 @@ def _usage(trainer: SftTrainer, prepared) -> list[str]:
 
 def command(parsed: Parsed) -> str:
     """The command of the run by the flags that differ from the recipe's, local folders left out."""
-    explicit = {name: value for name, value in recordable(parsed).items() if parsed.layers.get(name, "recipe") != "recipe"}
+    explicit = {
+        name: value for name, value in recordable(parsed).items() if parsed.layers.get(name, "recipe") != "recipe"
+    }
     shareable = yaml.safe_load(without_local_paths(yaml.safe_dump(explicit))) or {}
     parts = ["accelerate launch", f"recipes/{Path(sys.argv[0]).name}"]
     for name, value in shareable.items():

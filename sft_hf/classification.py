@@ -27,6 +27,7 @@ from sft_hf.metrics import EvaluateModules, Metrics, MultiLabelMetrics, Regressi
 from sft_hf.task import AnyDataset, Batch, Columns, Task
 
 logger = logging.getLogger(__name__)
+STREAM_PEEK = 100  # rows of a streamed test split that tell whether it has labels
 NOT_MODEL_INPUTS = ("labels", "example_id", "length")
 
 
@@ -87,7 +88,8 @@ class Classification(Task):
         if columns.label not in (dataset.column_names or []):
             return False
         if isinstance(dataset, IterableDataset):
-            return True
+            is_labelled = _IsLabelled(columns.label, labels, (dataset.features or {}).get(columns.label))
+            return any(map(is_labelled, dataset.take(STREAM_PEEK)))
         return any(label is not None for label in self.encoded(dataset, columns, labels))
 
     def encoded(self, dataset: Dataset, columns: Columns, labels: Labels) -> list[int | list[float] | None]:

@@ -181,7 +181,7 @@ def push(
         str | None, typer.Option("--hub_token", "--token", help="Default: HF_TOKEN or the login.", show_default=False)
     ] = None,
     hub_revision: Annotated[
-        str | None, typer.Option("--hub_revision", "--hub-revision", help="A branch; default: main.")
+        str | None, typer.Option("--hub_revision", "--hub-revision", help="A branch; default: the run's, else main.")
     ] = None,
     push_examples: Annotated[bool, typer.Option("--push_examples", help="Also predictions and reports.")] = False,
 ) -> None:
@@ -194,8 +194,9 @@ def push(
     name = hub_model_id or recipe.get("hub_model_id") or folder.resolve().name
     private = hub_private_repo or recipe.get("hub_private_repo")
     repo_id = hub.check_write_access(name, token=hub_token, private=private)
+    revision = hub_revision or recipe.get("hub_revision")
     url = hub.push_folder(
-        folder, repo_id, token=hub_token, private=private, push_examples=push_examples, revision=hub_revision
+        folder, repo_id, token=hub_token, private=private, push_examples=push_examples, revision=revision
     )
     print(url)
 

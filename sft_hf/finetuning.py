@@ -142,6 +142,8 @@ def _build(task, data_args, model_args, training_args, *, methods, datasets) -> 
     _choose_best_metric(task, prepared.labels, model_args, training_args)
     callbacks = [callback for method in methods for callback in method.callbacks()]
     if training_args.early_stopping_patience is not None:
+        if training_args.eval_strategy == "no" or not training_args.load_best_model_at_end:
+            raise ArgumentError("--early_stopping_patience needs --eval_strategy and --load_best_model_at_end true.")
         callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
     trainer = SftTrainer(
         task=task,
@@ -201,6 +203,8 @@ def _check_streaming(source: Source, data_args: DataArguments, training_args: Fi
     """A stream is never whole: what needs it whole is given by a flag or refused."""
     if not isinstance(source.splits["train"], IterableDataset):
         return
+    # Rank 0 would put the ranks' batches together, which are padded to different lengths.
+    training_args.accelerator_config.dispatch_batches = False
     if training_args.max_steps <= 0:
         raise ArgumentError("--streaming: the length of the training set is not known; give --max_steps.")
     if "validation" not in source.splits:
@@ -304,7 +308,12 @@ def _choose_best_metric(
     metrics = task.load_metrics(labels, model_args)
     training_args.metric_for_best_model = training_args.metric_for_best_model or metrics.main
     name = training_args.metric_for_best_model.removeprefix("eval_")
-    if name not in metrics.names and metrics.extra is None:
+    if name not in metrics.names and metrics.extra is not None:
+        if training_args.greater_is_better is None:
+            raise ArgumentError(
+                f"--metric_for_best_model {name} is not one of ours: give --greater_is_better true or false."
+            )
+    elif name not in metrics.names:
         raise ArgumentError(
             f"--metric_for_best_model {name}: {labels.problem_type} has {', '.join(sorted(metrics.names))}."
         )
@@ -317,7 +326,8 @@ def _choose_best_metric(
 # Flags that may change when a run is continued: they say where it runs and what is told of it, not what is learned.
 MAY_CHANGE = re.compile(
     r"output_dir|resume|cache_dir|hub_.*|push_.*|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm"
-    r"|dataloader_.*|preprocessing_num_workers|num_cpu_threads_per_process|save_.*|ddp_.*|local_rank|debug"
+    r"|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor|multiprocessing_context)"
+    r"|preprocessing_num_workers|num_cpu_threads_per_process|save_total_limit|ddp_.*|local_rank|debug"
 )
 
 
@@ -412,11 +422,22 @@ def _checkpoint_to_resume(training_args: FinetuningArguments) -> str | None:
 def _train(trainer: SftTrainer, training_args: FinetuningArguments) -> None:
     checkpoint = _checkpoint_to_resume(training_args)
     if checkpoint:
+        _check_same_world(Path(checkpoint), training_args.world_size)
         logger.info("going on from %s", checkpoint)
     with trainer.signals.watching():
         trainer.train(resume_from_checkpoint=checkpoint)
     left = last_checkpoint(Path(training_args.output_dir))
     trainer.signals.check(str(left) if left else None)
+
+
+def _check_same_world(checkpoint: Path, world_size: int) -> None:
+    """The Trainer writes one random state for each process; another number of them means another global batch."""
+    before = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+    if before != world_size:
+        raise ArgumentError(
+            f"{checkpoint} was written by {before} process(es), now there are {world_size}: the global batch would be another. "
+            "Go on with as many, or choose another --output_dir."
+        )
 
 
 def _evaluate(
@@ -456,15 +477,22 @@ def _leave_behind(
     predictions: dict[int, np.ndarray] | None,
 ) -> None:
     training_args = trainer.args
-    sample_rows = artefacts.reload_sample(prepared.rows["validation"])
+    sample_rows = artefacts.reload_sample(prepared.rows["validation"], prepared.columns)
     expected = trainer.predictions(artefacts.matching(prepared.examples["validation"], sample_rows))
     artefacts.save_model(trainer, prepared, training_args.output_dir)
     if not launching.is_main_process():
         return
-    artefacts.check_reload(trainer, prepared, sample_rows, expected, training_args.output_dir)
+    artefacts.check_reload(
+        trainer,
+        prepared,
+        sample_rows,
+        expected,
+        training_args.output_dir,
+        trust_remote_code=parsed.instances[1].trust_remote_code,
+    )
     artefacts.write_all(trainer, prepared, results, parsed, predictions)
     if training_args.push_to_hub:
-        results["pushed_to"] = _push(training_args)
+        _push(training_args)
     artefacts.print_results(results)
     artefacts.print_next_command(prepared.source, training_args.output_dir)
 

@@ -278,7 +278,10 @@ def _allowed(folder: Path, *, push_examples: bool) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in (*top, *below) if path.is_file())
 
 
-LOCAL_PATH_KEYS = ("output_dir", "cache_dir", "resume", "class_weights", "deepspeed", "fsdp_config")
+LOCAL_PATH_KEYS = (
+    "output_dir", "cache_dir", "resume", "class_weights", "deepspeed", "fsdp_config", "accelerator_config", "optim_args",
+    "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs", "liger_kernel_config",
+)  # fmt: skip
 FILE_KEYS = ("train_file", "validation_file", "test_file")
 SOURCE_KEYS = ("dataset_name", "model_name_or_path", "tokenizer_name", "metrics")
 

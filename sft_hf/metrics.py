@@ -354,7 +354,9 @@ class MultiLabelMetrics(ScoreMetrics):
     def _compute_extra(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         predicted = (_sigmoid(predictions) >= self.thresholds).astype(int).tolist()
         references = labels.astype(int).tolist()
-        return self.extra.compute(predicted, references, reserved=self.names | self.lower_is_better, config_name="multilabel")
+        return self.extra.compute(
+            predicted, references, reserved=self.names | self.lower_is_better, config_name="multilabel"
+        )
 
 
 class RegressionMetrics(ScoreMetrics):

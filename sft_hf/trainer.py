@@ -6,25 +6,22 @@ whatever the number of accumulation steps and processes is (pitfalls 1 and 2).
 """
 
 import logging
-import resource
-import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
 from sft_hf import hub
+from sft_hf.callbacks import StopOnSignal, Timing
+from sft_hf.data.order import EvaluationBatches, EveryNth, GroupedByLength
 from sft_hf.errors import PushError
 from sft_hf.launching import SignalWatch
 from sft_hf.losses import Loss
@@ -62,6 +59,7 @@ class SftTrainer(Trainer):
         self._push_thread = ThreadPoolExecutor(max_workers=1)
         self._push: Future | None = None
         self.thresholds: np.ndarray | None = None  # of multi-label classes, from the last validation
+        self._num_own_examples = 0
         self._collected: dict[int, np.ndarray] | None = None  # predictions of the pass under way, where they are wanted
         super().__init__(**kwargs)
         # Before transformers had loss_is_scaled_for_ga (5.18), this was what kept it from dividing once more.
@@ -77,17 +75,23 @@ class SftTrainer(Trainer):
         """Grouping by length whose order is a function of seed and epoch: transformers' own differs after a resume."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         by_length = self.args.train_sampling_strategy == "group_by_length"
-        if (
-            not by_length
-            or isinstance(dataset, IterableDataset)
-            or self.args.length_column_name not in dataset.column_names
-        ):
+        if not by_length or isinstance(dataset, IterableDataset) or "length" not in dataset.column_names:
             return super()._get_train_sampler(train_dataset)
         return GroupedByLength(
-            dataset[self.args.length_column_name][:],
+            dataset["length"][:],
             batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
+
+    def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs) -> None:
+        """Tell the sampler which epoch begins: behind the wrappers of a resumed epoch on several ranks nobody else does."""
+        sampler = getattr(train_dataloader, "batch_sampler", None)
+        while hasattr(sampler, "batch_sampler"):
+            sampler = sampler.batch_sampler
+        sampler = getattr(sampler, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
 
     # ---- loss ----
 
@@ -101,6 +105,7 @@ class SftTrainer(Trainer):
             if batch is None:
                 break
             batch = self._without_repeats(batch)
+            self._num_own_examples += 0 if REPEATED in batch else len(batch["example_id"])
             for method in self.methods:
                 batch = method.wrap_batch(batch, step=self.state.global_step, seed=self.args.seed)
             batches.append(batch)
@@ -112,11 +117,15 @@ class SftTrainer(Trainer):
         They are the first ones of the epoch and would count twice. A rank left without any of its own keeps one, since all
         ranks have to run backward together, and marks it REPEATED: its loss does not count.
         """
-        state = self.accelerator.gradient_state
-        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        is_last = self.accelerator.gradient_state.end_of_dataloader
+        if self.args.world_size == 1 or not is_last or isinstance(self.train_dataset, IterableDataset):
+            return batch
+        # accelerate's own remainder is unknown to the loader of a resumed epoch.
+        remainder = len(self.train_dataset) % (self._train_batch_size * self.args.world_size)
+        if remainder == 0 or self.args.dataloader_drop_last:
             return batch
         size = len(batch["example_id"])
-        own = min(max(state.remainder - self.args.process_index * size, 0), size)
+        own = min(max(remainder - self.args.process_index * size, 0), size)
         batch = {name: value[: max(own, 1)] for name, value in batch.items()}
         return batch if own else {**batch, REPEATED: True}
 
@@ -155,6 +164,11 @@ class SftTrainer(Trainer):
             loss = loss * self.accelerator.num_processes  # data parallel averages the ranks' gradients
         return (loss, outputs) if return_outputs else loss
 
+    @property
+    def num_examples_trained(self) -> int:
+        """Over all ranks, in this process's part of the run. Every rank has to ask."""
+        return sum(gather_object([self._num_own_examples])) if self.args.world_size > 1 else self._num_own_examples
+
     # ---- evaluation ----
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
@@ -166,14 +180,21 @@ class SftTrainer(Trainer):
             "pin_memory": self.args.dataloader_pin_memory,
         }
         rank, world_size = self.args.process_index, self.args.world_size
+        batch_size = self.args.per_device_eval_batch_size  # the bare model works, on one device also under DataParallel
         if isinstance(dataset, IterableDataset):
+            # Every reader numbers the rows by itself, so one reads them all and each rank keeps its own.
+            options["num_workers"] = min(1, options["num_workers"])
             if world_size > 1:
-                dataset = split_dataset_by_node(dataset, rank=rank, world_size=world_size)
-            return DataLoader(dataset, batch_size=self.args.eval_batch_size, **options)
-        batches = EvaluationBatches(dataset, self.args.eval_batch_size, rank=rank, world_size=world_size)
+                dataset = dataset.filter(EveryNth(rank, world_size))
+            return DataLoader(dataset, batch_size=batch_size, **options)
+        batches = EvaluationBatches(dataset, batch_size, rank=rank, world_size=world_size)
         return DataLoader(dataset, batch_sampler=batches, **options)
 
     get_test_dataloader = get_eval_dataloader
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+        """Not the Trainer's, which keeps every logit: `predictions` or `evaluate_and_predict` give what it would."""
+        raise NotImplementedError("Use trainer.predictions(dataset), or trainer.evaluate_and_predict(dataset, ...).")
 
     def evaluation_loop(
         self,
@@ -256,6 +277,15 @@ class SftTrainer(Trainer):
             return found
         return {key: value for part in gather_object([found]) for key, value in part.items()}
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As the Trainer's; a metric that is undefined on this evaluation (AUC of one class) makes no checkpoint the best."""
+        name = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+        if name not in metrics:
+            there = ", ".join(sorted(key.removeprefix("eval_") for key in metrics))
+            logger.warning("--metric_for_best_model: %s is undefined on this evaluation, which has %s", name, there)
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
     # ---- what is saved and pushed ----
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -277,10 +307,12 @@ class SftTrainer(Trainer):
         if self._push is not None and not self._push.done() and not self.args.hub_always_push:
             return
         message = f"Training in progress, step {self.state.global_step}"
-        self._push = self._push_thread.submit(self._push_in_background, checkpoint_folder, message)
+        # The token is read here: while a checkpoint is written it is not in the arguments.
+        token = self.args.hub_token
+        self._push = self._push_thread.submit(self._push_in_background, checkpoint_folder, message, token)
 
-    def _push_in_background(self, folder: str, message: str) -> None:
-        token, revision = self.args.hub_token, self.args.hub_revision
+    def _push_in_background(self, folder: str, message: str, token: str | None) -> None:
+        revision = self.args.hub_revision
         try:
             hub.push_folder(folder, self.hub_model_id, token=token, commit_message=message, revision=revision)
             if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -303,117 +335,3 @@ def _added(
         name: tuple(a + b for a, b in zip(left.get(name, (0.0, 0.0)), right.get(name, (0.0, 0.0)), strict=True))
         for name in names
     }
-
-
-class GroupedByLength(Sampler[int]):
-    """A shuffled order in which the examples of one global batch have similar lengths.
-
-    The whole set is shuffled, cut into windows of 50 batches, sorted by length inside each, and the batches are shuffled again. The
-    very longest batch comes first, so that a batch that does not fit into memory fails at once.
-    """
-
-    WINDOW = 50
-
-    def __init__(self, lengths: list[int], *, batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """accelerate says which epoch begins, also after a resume."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(len(self.lengths))
-        window = self.WINDOW * self.batch_size
-        windows = [order[start : start + window] for start in range(0, len(order), window)]
-        order = np.concatenate([part[np.argsort(-self.lengths[part], kind="stable")] for part in windows])
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        last = batches.pop() if len(batches[-1]) < self.batch_size else None  # a short batch stays the last one
-        batches = [batches[index] for index in generator.permutation(len(batches))]
-        if batches:
-            longest = max(range(len(batches)), key=lambda index: self.lengths[batches[index]].max())
-            batches.insert(0, batches.pop(longest))
-        batches += [] if last is None else [last]
-        return iter(np.concatenate(batches).tolist())
-
-
-class EvaluationBatches(Sampler[list[int]]):
-    """The batches of one rank: every world_size-th batch of the whole set, longest examples first.
-
-    Every rank makes the same number of steps, since sharded models need all ranks in each; a rank without a batch of its
-    own repeats one, and `num_own` says from which step on the results do not count.
-    """
-
-    def __init__(self, dataset: Dataset, batch_size: int, *, rank: int, world_size: int):
-        order = range(len(dataset))
-        if "length" in dataset.column_names:
-            lengths = dataset["length"][:]
-            order = sorted(order, key=lambda row: -lengths[row])
-        batches = [list(order[start : start + batch_size]) for start in range(0, len(dataset), batch_size)]
-        self.batches = batches[rank::world_size]
-        self.num_own = len(self.batches)
-        num_steps = -(-len(batches) // world_size)
-        self.batches += batches[:1] * (num_steps - self.num_own)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-class StopOnSignal(TrainerCallback):
-    """A signal on any rank: all ranks finish the step, write a checkpoint and stop."""
-
-    def __init__(self, trainer: SftTrainer):
-        self.trainer = trainer
-
-    def _is_stopping(self) -> bool:
-        signals, accelerator = self.trainer.signals, self.trainer.accelerator
-        if self.trainer.args.world_size > 1:
-            mine = torch.tensor([signals.received or 0], device=self.trainer.args.device)
-            signals.received = int(accelerator.gather(mine).max()) or None
-        return signals.received is not None
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self._is_stopping():
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
-        return control
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if self.trainer.signals.received is not None:
-            control.should_save = control.should_evaluate = False  # the checkpoint of this step is written already
-        return control
-
-
-class Timing(TrainerCallback):
-    """How long the steps alone took (loading included, evaluation and saving not), and the launch before them."""
-
-    def __init__(self):
-        self.step_seconds = 0.0
-        self.num_steps = 0
-        self.seconds_to_first_step: float | None = None
-        self._mark = 0.0
-
-    def _restart(self, args, state, control, **kwargs):
-        self._mark = time.perf_counter()
-
-    on_train_begin = on_epoch_begin = on_evaluate = on_save = _restart
-
-    def on_step_end(self, args, state, control, **kwargs):
-        now = time.perf_counter()
-        self.step_seconds += now - self._mark
-        self._mark = now
-        self.num_steps += 1
-        if self.seconds_to_first_step is None:
-            self.seconds_to_first_step = time.time() - psutil.Process().create_time()
-
-
-def peak_rss_mb() -> float:
-    """The largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

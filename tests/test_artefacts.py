@@ -13,6 +13,7 @@ from sft_hf.arguments import Parsed
 from sft_hf.artefacts import label_in_words, recordable
 from sft_hf.data.labels import Labels
 from sft_hf.errors import ReloadError
+from sft_hf.task import Columns
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_labels_in_words():
 def test_the_reload_sample_is_spread_over_the_split():
     from datasets import Dataset
 
-    rows = Dataset.from_dict({"text": [str(i) for i in range(100)], "example_id": list(range(100))})
-    sample = artefacts.reload_sample(rows)
-    assert [row["example_id"] for row in sample] == np.linspace(0, 99, 16).astype(int).tolist()
-    assert len(artefacts.reload_sample(rows.select(range(3)))) == 3
+    rows = Dataset.from_dict({"text": [str(i) for i in range(99)] + [""], "example_id": list(range(100))})
+    sample = artefacts.reload_sample(rows, Columns(("text",), "label"))
+    assert [row["example_id"] for row in sample] == np.linspace(0, 99, 16).astype(int).tolist()[:-1]  # the last is empty
+    assert len(artefacts.reload_sample(rows.select(range(3)), Columns(("text",), "label"))) == 3

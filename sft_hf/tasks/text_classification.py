@@ -51,6 +51,10 @@ class TextClassification(Classification):
         label = self.find_label(features)
         given = [name.strip() for name in self.text_column_names.split(",")] if self.text_column_names else None
         inputs = find_text_columns(features, given=given, exclude=(label, EXAMPLE_ID))
+        if len(inputs) > 2 and self.text_column_delimiter is None:
+            raise ArgumentError(
+                f"--text_column_names {','.join(inputs)}: one text, or two for a pair; --text_column_delimiter joins more."
+            )
         return Columns(tuple(inputs), label)
 
     def select_examples(self, dataset: AnyDataset, columns: Columns, labels: Labels, *, split: str) -> AnyDataset:
@@ -121,8 +125,7 @@ class TextClassification(Classification):
         config = load_config(model_args, labels)
         processor.model_max_length = self._resolve_max_length(config, processor)
         config.pad_token_id = processor.pad_token_id
-        from_scratch = resolve_model(model_args).architecture is not None
-        if from_scratch and hasattr(config, "vocab_size"):
+        if resolve_model(model_args).architecture:
             config.vocab_size = len(processor)
         model = load_model(AutoModelForSequenceClassification, config, model_args)
         if len(processor) > model.get_input_embeddings().num_embeddings:
@@ -246,7 +249,7 @@ class TextCollator:
 
     def __call__(self, examples: list[dict]) -> Batch:
         names = [name for name in self.tokenizer.model_input_names if name in examples[0]]
-        longest = max(len(example["input_ids"]) for example in examples)
+        longest = max(1, *(len(example["input_ids"]) for example in examples))  # decoders make nothing of empty texts
         batch: Batch = {name: self._padded([example[name] for example in examples], name, longest) for name in names}
         batch[EXAMPLE_ID] = torch.tensor([example[EXAMPLE_ID] for example in examples])
         if examples[0].get("labels") is not None:

@@ -89,10 +89,10 @@ def test_a_given_column_of_the_wrong_type_is_refused():
         find_label_column(features, given="picture")
 
 
-@pytest.mark.parametrize("given", [["a", "b", "c"], ["a", "a"]])
-def test_one_or_two_different_text_columns(given):
-    with pytest.raises(DataError, match="expected one column, or the two columns of a pair"):
-        find_text_columns(["a", "b", "c"], given=given, exclude=[])
+def test_a_text_column_named_twice_is_refused():
+    with pytest.raises(DataError, match=f"{TEXT_FLAG} a,a names a column twice"):
+        find_text_columns(["a", "b", "c"], given=["a", "a"], exclude=[])
+    assert find_text_columns(["a", "b", "c"], given=["c", "a", "b"], exclude=[]) == ["c", "a", "b"]
 
 
 def test_two_usual_names_are_an_error_with_the_candidates():

@@ -54,6 +54,16 @@ def test_a_pair_is_two_segments_and_a_delimiter_makes_it_one_text():
     assert TextClassification(text_column_delimiter=" | ").joined(sentences, PAIR) == (["a cat | a dog", " | rain"], None)
 
 
+def test_more_than_two_columns_need_a_delimiter():
+    features = Features({name: Value("string") for name in ("title", "body", "tags", "label")})
+    names = {"text_column_names": "title,body,tags"}
+    with pytest.raises(ArgumentError, match=r"--text_column_names title,body,tags: one text, or two for a pair"):
+        TextClassification(**names).columns(features)
+    task = TextClassification(**names, text_column_delimiter=" / ")
+    columns = task.columns(features)
+    assert task.joined({"title": ["a"], "body": ["b"], "tags": ["c"]}, columns) == (["a / b / c"], None)
+
+
 def test_preprocess_makes_unpadded_ids_labels_and_lengths(bert):
     task, tokenizer, _ = loaded(bert)
     examples = task.preprocess(rows(text=["the cat", "rain"], label=["ham", "spam"]), TEXT, BINARY, tokenizer, split="train")
@@ -71,6 +81,13 @@ def test_pairs_have_token_types(bert):
         rows(premise=["the cat"], hypothesis=["rain"], label=["ham"]), PAIR, BINARY, tokenizer, split="train"
     )
     assert examples["token_type_ids"][0] == [0, 0, 0, 0, 1, 1]
+
+
+def test_a_decoder_alone_with_an_empty_text_gets_one_padding_token(decoder):
+    task, tokenizer, model = loaded(decoder)
+    batch = task.data_collator(tokenizer, model)([{"input_ids": [], "attention_mask": [], "example_id": 0}])
+    assert batch["input_ids"].tolist() == [[tokenizer.pad_token_id]]
+    assert torch.isfinite(model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits).all()
 
 
 def test_the_share_of_truncated_texts_is_logged(bert, caplog):
