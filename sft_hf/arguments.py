@@ -389,9 +389,7 @@ def _merge(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, A
     return merged, origin
 
 
-def _defaults_of_model(
-    merged: Mapping[str, Any], model_defaults: Mapping[str, Mapping[str, Any]]
-) -> Mapping[str, Any]:
+def _defaults_of_model(merged: Mapping[str, Any], model_defaults: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     """Those of the model's name, else of from_scratch; of the builtin models only minilm is pretrained."""
     model = merged.get("model_name_or_path", "")
     is_fresh = model.startswith("builtin:") and model != "builtin:minilm"

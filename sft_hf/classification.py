@@ -122,6 +122,27 @@ class Classification(Task):
             return None
         return self.encoded(train, columns, labels)
 
+    def initialise(self, model: PreTrainedModel, train: AnyDataset, labels: Labels) -> None:
+        """Start the bias of a new head at the base rates: log-odds of each label, or the mean of each target.
+
+        A sigmoid head that starts at 0.5 needs logits near -3 for labels of 5 %. A fine-tuning rate moves a bias far too
+        slowly for that, so the encoder does it instead, by mapping all inputs to one vector (Lin et al. 2017, section 4.1,
+        https://arxiv.org/abs/1708.02002). A softmax head starts near its base rates as it is.
+        """
+        if isinstance(train, IterableDataset) or labels.problem_type == "single_label_classification":
+            return
+        head = _new_head(model, labels.num_labels)
+        if head is None:
+            return
+        targets = torch.tensor(train["labels"][:], dtype=torch.float32)
+        rates = targets.nanmean(dim=0)
+        if labels.problem_type == "multi_label_classification":
+            smallest = 0.5 / len(targets)
+            rates = rates.clamp(smallest, 1 - smallest).logit()
+        with torch.no_grad():
+            head.bias.copy_(rates)
+        logger.info("the new head starts at the base rates of the %d training labels", len(targets))
+
     def load_loss(self, train: AnyDataset, labels: Labels, training_args: FinetuningArguments) -> Loss:
         """The loss of --loss, --class_weights, --label_smoothing_factor and --focal_gamma."""
         return make_loss(
@@ -203,6 +224,16 @@ class Classification(Task):
         """The pipeline's answers (top_k=None: a list of {label, score} an example) in the labels' order."""
         by_name = [{item["label"]: item["score"] for item in answer} for answer in outputs]
         return np.array([[answer[name] for name in labels.names] for answer in by_name], dtype=np.float32)
+
+
+def _new_head(model: PreTrainedModel, num_labels: int) -> torch.nn.Linear | None:
+    """The last linear layer with an output for each label, if its bias is still all zero, as only a new one's is."""
+    heads = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module.out_features == num_labels and module.bias is not None
+    ]
+    return heads[-1] if heads and not heads[-1].bias.any() else None
 
 
 class _IsLabelled:

@@ -87,6 +87,9 @@ class Task(ABC):
     ) -> AnyDataset:
         """Model inputs, `labels` where the split has them, `example_id`, and `length` where batches are grouped by it."""
 
+    def initialise(self, model: PreTrainedModel, train: AnyDataset, labels: Labels) -> None:  # noqa: B027
+        """Start the model's new weights where the preprocessed training split says; by default where they are."""
+
     @abstractmethod
     def data_collator(self, processor: Any, model: PreTrainedModel) -> Callable[[list[dict]], Batch]:
         """A picklable function that makes a batch of preprocessed examples (pitfall 24)."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from sft_hf.arguments import FinetuningArguments, ModelArguments
@@ -95,3 +96,32 @@ def test_label_tensors_and_model_inputs():
     assert labels_tensor([1, 0], "single_label_classification").dtype.is_floating_point is False
     assert labels_tensor([[1, 0]], "multi_label_classification").dtype.is_floating_point
     assert model_inputs({"input_ids": 1, "labels": 2, "example_id": 3, "length": 4}) == {"input_ids": 1}
+
+
+def test_a_new_sigmoid_head_starts_at_the_log_odds_of_its_labels():
+    """At 0.5 for a label of 5 % the encoder would first collapse to bring all logits down."""
+    head = torch.nn.Linear(4, 2)
+    head.bias.data.zero_()
+    train = Dataset.from_dict({"labels": [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]})
+    TextClassification().initialise(torch.nn.Sequential(head), train, MULTI)
+    assert head.bias.tolist() == pytest.approx([np.log(1 / 3), np.log(0.125 / 0.875)])  # never: half a row of four
+
+
+def test_a_new_regression_head_starts_at_the_mean():
+    head = torch.nn.Linear(4, 1)
+    head.bias.data.zero_()
+    train = Dataset.from_dict({"labels": [[3.0], [5.0]]})
+    TextClassification().initialise(torch.nn.Sequential(head), train, NUMBER)
+    assert head.bias.tolist() == [4.0]
+
+
+def test_a_trained_head_and_a_softmax_head_start_where_they_are():
+    trained = torch.nn.Linear(4, 2)
+    before = trained.bias.tolist()
+    train = Dataset.from_dict({"labels": [[1.0, 0.0]] * 4})
+    TextClassification().initialise(torch.nn.Sequential(trained), train, MULTI)
+    assert trained.bias.tolist() == before
+    new = torch.nn.Linear(4, 2)
+    new.bias.data.zero_()
+    TextClassification().initialise(torch.nn.Sequential(new), Dataset.from_dict({"labels": [0, 0, 0, 1]}), SINGLE)
+    assert new.bias.tolist() == [0.0, 0.0]

@@ -11,7 +11,7 @@ import yaml
 from sft_hf import Method, build_trainer
 from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
 from sft_hf.data.sources import from_memory
-from sft_hf.finetuning import prepare
+from sft_hf.preparation import prepare
 from sft_hf.tasks.text_classification import TextClassification
 
 

@@ -10,13 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
 
-from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
-from sft_hf.errors import ArgumentError, DataError
-from sft_hf.finetuning import last_checkpoint, prepare
-from sft_hf.tasks.text_classification import TextClassification
+from sft_hf.finetuning import last_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +31,6 @@ def base(world: Path, output_dir: Path, *more: object) -> list[object]:
     ]  # fmt: skip
 
 
-def prepared(tmp_path: Path, splits: dict, task: TextClassification | None = None, **data_args):
-    arguments = FinetuningArguments(output_dir=str(tmp_path), report_to="none")
-    model_args = ModelArguments(model_name_or_path="builtin:lstm")
-    return prepare(task or TextClassification(), DataArguments(**data_args), model_args, arguments, datasets=splits)
-
-
 # ---- splits ----
 
 
@@ -51,35 +41,6 @@ def test_a_hold_out_is_stratified_and_its_rows_are_recorded(world, tmp_path):
     assert "no validation split: 10 of 96 rows are held out (seed 42)" in run.output
     labels = [tiny.rows(96)[row]["label"] for row in recorded["rows"]]
     assert sorted(labels.count(name) for name in tiny.TOPICS) == [3, 3, 4]
-
-
-def test_groups_stay_on_one_side(tmp_path):
-    rows = Dataset.from_list([{**row, "speaker": index // 8} for index, row in enumerate(tiny.rows(96))])
-    made = prepared(tmp_path, {"train": rows}, validation_group_column="speaker", validation_fraction=0.25)
-    sides = [set(made.rows[split]["speaker"]) for split in ("train", "validation")]
-    assert not sides[0] & sides[1]
-    assert sides[1]
-    with pytest.raises(DataError, match=r"--validation_group_column speeker: the columns are"):
-        prepared(tmp_path, {"train": rows}, validation_group_column="speeker")
-
-
-def test_training_inputs_that_are_also_scored_are_counted_and_dropped_on_demand(tmp_path, caplog):
-    train, other = Dataset.from_list(tiny.rows(30)), Dataset.from_list(tiny.rows(30)[:3])
-    splits = {"train": train, "validation": other, "test": Dataset.from_list(tiny.rows(12, seed=5))}
-    assert len(prepared(tmp_path, splits).rows["train"]) == 30
-    assert "3 training inputs also stand in validation" in caplog.text
-    assert prepared(tmp_path, splits, drop_overlapping_examples=True).rows["train"]["example_id"][:3] == [3, 4, 5]
-
-
-def test_samples_are_seeded_and_random(tmp_path):
-    """Many datasets are sorted by label: their first rows are of one class."""
-    rows = Dataset.from_list(sorted(tiny.rows(90), key=lambda row: row["label"]))
-    splits = {"train": rows, "validation": rows}
-    first, second = (prepared(tmp_path, splits, max_train_samples=30).rows["train"] for _ in range(2))
-    assert first["example_id"][:] == second["example_id"][:]
-    assert len(set(first["label"])) == 3
-    with pytest.raises(ArgumentError, match="--max_train_samples 0: expected a positive number"):
-        prepared(tmp_path, splits, max_train_samples=0)
 
 
 def test_an_unlabelled_test_split_gets_predictions_and_no_score(world, tmp_path):
@@ -162,15 +123,6 @@ def test_a_folder_with_somebodys_model_is_not_touched(world, tmp_path):
     assert not (world / "bert" / "recipe.yaml").exists()
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path, caplog):
-    for step, state in ((10, "{}"), (9, "{}"), (20, '{"step"')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-30").mkdir()
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert "checkpoint-30 was not written to its end" in caplog.text
-
-
 def test_resume_of_something_else_is_an_error(world, tmp_path):
     run = tiny.run_recipe(*base(world, tmp_path / "run", "--resume", tmp_path / "nothing"))
     assert run.exit_code == 2
@@ -233,7 +185,9 @@ def test_an_unknown_best_metric_is_an_error_before_training(world, tmp_path):
 
 def test_the_first_error_comes_before_the_data(world, tmp_path):
     started = time.monotonic()
-    run = tiny.run_recipe("--train_file", world / "train.jsonl", "--model_name_or_path", "./missing", "--output_dir", tmp_path / "r")
+    run = tiny.run_recipe(
+        "--train_file", world / "train.jsonl", "--model_name_or_path", "./missing", "--output_dir", tmp_path / "r"
+    )
     assert run.exit_code == 2
     assert "--model_name_or_path ./missing: no such folder" in run.output
     assert time.monotonic() - started < 5

@@ -1,0 +1,101 @@
+"""A run's output_dir before and between trainings: whose it is, and from which checkpoint to go on."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import yaml
+
+from sft_hf import artefacts, launching
+from sft_hf.arguments import FinetuningArguments, Parsed
+from sft_hf.errors import ArgumentError
+
+logger = logging.getLogger(__name__)
+
+# Flags that may change when a run is continued: they say where it runs and what is told of it, not what is learned.
+MAY_CHANGE = re.compile(
+    r"output_dir|resume|cache_dir|hub_.*|push_.*|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm"
+    r"|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor|multiprocessing_context)"
+    r"|preprocessing_num_workers|num_cpu_threads_per_process|save_total_limit|ddp_.*|local_rank|debug"
+)
+
+
+def state_of(folder: Path, parsed: Parsed, resume: str) -> str:
+    """new | partial | complete; ArgumentError if the folder holds another run, or --resume never would overwrite one."""
+    if not launching.is_main_process():  # the main process checks; by now it may have begun to write
+        return "complete" if (folder / "results.json").is_file() else "partial"
+    recipe = folder / "recipe.yaml"
+    if not recipe.is_file():
+        theirs = [path.name for path in (folder.glob("*") if folder.is_dir() else ()) if _is_a_run_s(path)]
+        if theirs:
+            raise ArgumentError(
+                f"--output_dir {folder} holds something that is not a run of sft_hf ({', '.join(sorted(theirs)[:3])}). "
+                "Choose another --output_dir."
+            )
+        return "new"
+    if resume == "never":
+        raise ArgumentError(
+            f"--output_dir {folder} holds a run, and --resume never forbids to go on with it. "
+            "Choose another --output_dir, or delete the folder."
+        )
+    there = yaml.safe_load(recipe.read_text()) or {}
+    now = yaml.safe_load(yaml.safe_dump(artefacts.recordable(parsed)))
+    different = [
+        key for key in sorted({*there, *now}) if there.get(key) != now.get(key) and not MAY_CHANGE.fullmatch(key)
+    ]
+    if different:
+        shown = ", ".join(f"--{key} {now.get(key)} (there: {there.get(key)})" for key in different[:4])
+        more = f" and {len(different) - 4} more" if len(different) > 4 else ""
+        raise ArgumentError(
+            f"--output_dir {folder} holds a run with other flags: {shown}{more}. Choose another --output_dir, or delete the folder."
+        )
+    return "complete" if (folder / "results.json").is_file() else "partial"
+
+
+def _is_a_run_s(path: Path) -> bool:
+    return path.name.startswith("checkpoint-") or path.name == "config.json" or path.suffix in (".safetensors", ".bin")
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: the Trainer writes trainer_state.json last."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True)
+    for checkpoint in checkpoints:
+        if _is_whole(checkpoint):
+            return checkpoint
+        logger.warning("%s was not written to its end and is passed over", checkpoint)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def checkpoint_to_resume(training_args: FinetuningArguments) -> str | None:
+    """The checkpoint that --resume means, None to begin; ArgumentError for one that is not whole or not of this run."""
+    if training_args.resume == "never":
+        return None
+    if training_args.resume == "auto":
+        checkpoint = last_checkpoint(Path(training_args.output_dir))
+        if checkpoint is None:
+            return None
+    else:
+        checkpoint = Path(training_args.resume)
+        if not _is_whole(checkpoint):
+            raise ArgumentError(f"--resume {checkpoint}: expected auto, never or the folder of a whole checkpoint.")
+    _check_same_world(checkpoint, training_args.world_size)
+    return str(checkpoint)
+
+
+def _check_same_world(checkpoint: Path, world_size: int) -> None:
+    """The Trainer writes one random state for each process; another number of them means another global batch."""
+    before = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+    if before != world_size:
+        raise ArgumentError(
+            f"{checkpoint} was written by {before} process(es), now there are {world_size}: the global batch would be another. "
+            "Go on with as many, or choose another --output_dir."
+        )
