@@ -11,9 +11,7 @@ import pytest
 from hub_server import HubServer
 
 if "huggingface_hub" in sys.modules:
-    raise RuntimeError(
-        "huggingface_hub was imported before tests/conftest.py: it would talk to the public Hub"
-    )
+    raise RuntimeError("huggingface_hub was imported before tests/conftest.py: it would talk to the public Hub")
 
 HUB = HubServer().start()
 HF_HOME = tempfile.TemporaryDirectory(prefix="hf_home_")  # removed when the process ends

@@ -86,7 +86,10 @@ def test_the_values_are_those_of_every_flag(write):
 def test_null_takes_the_default_back(write):
     parsed = parse("--config", write("weight_decay: null\nsave_total_limit:"), recipe={"weight_decay": 0.1})
     assert parsed.instances[2].weight_decay == 0
-    assert set(parsed.layers) == {"weight_decay", "save_total_limit"}  # recorded as null, so that a repeat does the same
+    assert set(parsed.layers) == {
+        "weight_decay",
+        "save_total_limit",
+    }  # recorded as null, so that a repeat does the same
 
 
 def test_one_source_of_data_replaces_another_whole(write):

@@ -60,7 +60,11 @@ def test_the_card_is_valid_for_data_that_the_hub_does_not_have(world, tmp_path):
     metadata = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
     assert "datasets" not in metadata
     assert metadata["pipeline_tag"] == "text-classification"
-    assert metadata["model-index"][0]["results"][0]["dataset"] == {"name": "train", "type": "train", "split": "validation"}
+    assert metadata["model-index"][0]["results"][0]["dataset"] == {
+        "name": "train",
+        "type": "train",
+        "split": "validation",
+    }
     text = (tmp_path / "README.md").read_text()
     assert str(world) not in text
     assert "--train_file train.csv" in text
@@ -101,5 +105,7 @@ def test_the_reload_sample_is_spread_over_the_split():
 
     rows = Dataset.from_dict({"text": [str(i) for i in range(99)] + [""], "example_id": list(range(100))})
     sample = artefacts.reload_sample(rows, Columns(("text",), "label"))
-    assert [row["example_id"] for row in sample] == np.linspace(0, 99, 16).astype(int).tolist()[:-1]  # the last is empty
+    assert [row["example_id"] for row in sample] == np.linspace(0, 99, 16).astype(int).tolist()[
+        :-1
+    ]  # the last is empty
     assert len(artefacts.reload_sample(rows.select(range(3)), Columns(("text",), "label"))) == 3

@@ -48,7 +48,12 @@ def world(tmp_path_factory):
 
 def flags_of(case: Case, world: Path, output_dir: Path) -> list[str]:
     model = case.model if case.model.startswith("builtin:") else str(world / case.model)
-    files = ["--train_file", str(world / f"{case.data}_train.jsonl"), "--test_file", str(world / f"{case.data}_test.jsonl")]
+    files = [
+        "--train_file",
+        str(world / f"{case.data}_train.jsonl"),
+        "--test_file",
+        str(world / f"{case.data}_test.jsonl"),
+    ]
     return [*files, "--model_name_or_path", model, "--output_dir", str(output_dir)]
 
 
@@ -62,9 +67,14 @@ def test_a_run_leaves_a_model_that_reloads_and_numbers_that_agree(name, world, t
     assert results["task"] == case.task_class.pipeline_tag
     assert results["metrics"]["test"][case.expected] == run.metrics[case.expected]
     assert "reloaded with transformers.pipeline" in run.output
-    assert {"steps", "seconds", "train_samples_per_second", "seconds_to_first_step", "peak_rss_mb", "world_size"} <= set(
-        results["training"]
-    )
+    assert {
+        "steps",
+        "seconds",
+        "train_samples_per_second",
+        "seconds_to_first_step",
+        "peak_rss_mb",
+        "world_size",
+    } <= set(results["training"])
     card = (tmp_path / "run" / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
     reported = [
@@ -74,7 +84,9 @@ def test_a_run_leaves_a_model_that_reloads_and_numbers_that_agree(name, world, t
         if metric["name"] == f"{case.expected} (test)"
     ]
     assert reported == [round(run.metrics[case.expected], 5)]
-    predictions = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
+    predictions = [
+        json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()
+    ]
     assert [line["example_id"] for line in predictions] == list(range(24))
 
 
@@ -145,7 +157,8 @@ def test_prepare_is_the_same_on_every_call(tmp_path):
     arguments = FinetuningArguments(output_dir=str(tmp_path), report_to="none")
     model_args = ModelArguments(model_name_or_path="builtin:lstm")
     made = [
-        prepare(TextClassification(), DataArguments(), model_args, arguments, datasets={"train": rows}) for _ in range(2)
+        prepare(TextClassification(), DataArguments(), model_args, arguments, datasets={"train": rows})
+        for _ in range(2)
     ]
     assert made[0].held_out == made[1].held_out
     assert len(made[0].held_out) == 4

@@ -48,9 +48,7 @@ def status_of(error: pytest.ExceptionInfo) -> int:
 
 def ranges_asked(hub: HubServer, path_end: str) -> list[str | None]:
     """The Range header of every download of a file, None for one of the whole file."""
-    downloads = [
-        request for request in hub.requests if request.method == "GET" and request.path.endswith(path_end)
-    ]
+    downloads = [request for request in hub.requests if request.method == "GET" and request.path.endswith(path_end)]
     return [request.headers.get("Range") for request in downloads]
 
 
@@ -84,15 +82,11 @@ def test_folder_is_uploaded_and_downloaded(hub, api, repo_id, tmp_path):
         (local / path).write_bytes(data)
     api.create_repo(repo_id)
     first = api.upload_folder(repo_id=repo_id, folder_path=local, commit_message="first")
-    assert api.upload_folder(repo_id=repo_id, folder_path=local).oid == first.oid, (
-        "nothing changed: no commit"
-    )
+    assert api.upload_folder(repo_id=repo_id, folder_path=local).oid == first.oid, "nothing changed: no commit"
 
     def download(revision: str | None = None) -> dict[str, bytes]:
         folder = Path(snapshot_download(repo_id, token=ALICE, revision=revision))
-        return {
-            path: (folder / path).read_bytes() for path in api.list_repo_files(repo_id, revision=revision)
-        }
+        return {path: (folder / path).read_bytes() for path in api.list_repo_files(repo_id, revision=revision)}
 
     before = download()
     assert before == hub.files("model", repo_id)
@@ -119,9 +113,7 @@ def test_commit_on_a_stale_parent_is_refused(hub, api, repo_id):
 
 def test_model_card_is_validated_and_its_metadata_shown(api, repo_id):
     api.create_repo(repo_id)
-    ModelCard("---\npipeline_tag: text-classification\ntags: [tiny]\n---\n# Pets\n").push_to_hub(
-        repo_id, token=ALICE
-    )
+    ModelCard("---\npipeline_tag: text-classification\ntags: [tiny]\n---\n# Pets\n").push_to_hub(repo_id, token=ALICE)
     info = api.model_info(repo_id)
     assert (info.pipeline_tag, info.tags, info.card_data.tags) == ("text-classification", ["tiny"], ["tiny"])
     for line in ("datasets: [/home/me/pets]", "base_model: ./out", "language: English"):
@@ -255,9 +247,7 @@ def test_only_the_owner_writes_and_only_with_a_write_token(hub, api, repo_id):
         for refused in (
             lambda other=other: other.auth_check(repo_id, write=True),
             lambda other=other: other.create_repo(f"{repo_id}-new"),
-            lambda other=other: other.upload_file(
-                path_or_fileobj=b"2", path_in_repo="a.txt", repo_id=repo_id
-            ),
+            lambda other=other: other.upload_file(path_or_fileobj=b"2", path_in_repo="a.txt", repo_id=repo_id),
             lambda other=other: other.delete_repo(repo_id),
         ):
             with pytest.raises(HfHubHTTPError) as error:

@@ -174,7 +174,9 @@ def test_two_processes_have_the_gradient_and_the_metrics_of_one(tmp_path):
     assert two["eval"]["rows"] == list(range(11))
     assert two["eval"]["loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
     assert two["eval"]["accuracy"] == metrics["eval_accuracy"]
-    whole_run, resumed_run = two["resume"]  # step 10 of 20 is inside the second epoch of 7 steps, the last of them short
+    whole_run, resumed_run = two[
+        "resume"
+    ]  # step 10 of 20 is inside the second epoch of 7 steps, the last of them short
     assert torch.equal(whole_run, resumed_run)
     assert two["stream"] == list(range(11))
 

@@ -51,7 +51,10 @@ def test_columns_are_found_or_named():
 def test_a_pair_is_two_segments_and_a_delimiter_makes_it_one_text():
     sentences = {"premise": ["a cat", None], "hypothesis": ["a dog", "rain"]}
     assert TextClassification().joined(sentences, PAIR) == (["a cat", ""], ["a dog", "rain"])
-    assert TextClassification(text_column_delimiter=" | ").joined(sentences, PAIR) == (["a cat | a dog", " | rain"], None)
+    assert TextClassification(text_column_delimiter=" | ").joined(sentences, PAIR) == (
+        ["a cat | a dog", " | rain"],
+        None,
+    )
 
 
 def test_more_than_two_columns_need_a_delimiter():
@@ -66,7 +69,9 @@ def test_more_than_two_columns_need_a_delimiter():
 
 def test_preprocess_makes_unpadded_ids_labels_and_lengths(bert):
     task, tokenizer, _ = loaded(bert)
-    examples = task.preprocess(rows(text=["the cat", "rain"], label=["ham", "spam"]), TEXT, BINARY, tokenizer, split="train")
+    examples = task.preprocess(
+        rows(text=["the cat", "rain"], label=["ham", "spam"]), TEXT, BINARY, tokenizer, split="train"
+    )
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     the, cat, rain = tokenizer.convert_tokens_to_ids(["the", "cat", "rain"])
     assert examples["input_ids"][:] == [[cls, the, cat, sep], [cls, rain, sep]]
@@ -114,7 +119,13 @@ def test_the_collator_pads_to_the_longest_of_the_batch_and_pickles(bert):
     collator = pickle.loads(pickle.dumps(task.data_collator(tokenizer, model)))
     batch = collator(
         [
-            {"input_ids": [2, 9, 3], "attention_mask": [1, 1, 1], "token_type_ids": [0, 0, 0], "labels": 1, "example_id": 7},
+            {
+                "input_ids": [2, 9, 3],
+                "attention_mask": [1, 1, 1],
+                "token_type_ids": [0, 0, 0],
+                "labels": 1,
+                "example_id": 7,
+            },
             {"input_ids": [2, 3], "attention_mask": [1, 1], "token_type_ids": [0, 0], "labels": 0, "example_id": 5},
         ]
     )
