@@ -3,14 +3,13 @@
 import resource
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import psutil
 import torch
+from accelerate import Accelerator
 from transformers import TrainerCallback
 
-if TYPE_CHECKING:
-    from sft_hf.trainer import SftTrainer
+from sft_hf.launching import SignalWatch
 
 
 class StopOnSignal(TrainerCallback):
@@ -19,16 +18,15 @@ class StopOnSignal(TrainerCallback):
     An evaluation that is due at that step is still made; without it the resumed run could never choose that checkpoint.
     """
 
-    def __init__(self, trainer: "SftTrainer"):
-        self.trainer = trainer
+    def __init__(self, signals: SignalWatch, accelerator: Accelerator):
+        self.signals, self.accelerator = signals, accelerator
         self.is_agreed = False  # by all ranks, in the step that is the last one
 
     def _is_stopping(self) -> bool:
-        signals, accelerator = self.trainer.signals, self.trainer.accelerator
-        if self.trainer.args.world_size > 1:
-            mine = torch.tensor([signals.received or 0], device=self.trainer.args.device)
-            signals.received = int(accelerator.gather(mine).max()) or None
-        return signals.received is not None
+        if self.accelerator.num_processes > 1:
+            mine = torch.tensor([self.signals.received or 0], device=self.accelerator.device)
+            self.signals.received = int(self.accelerator.gather(mine).max()) or None
+        return self.signals.received is not None
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._is_stopping():

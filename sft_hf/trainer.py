@@ -67,7 +67,7 @@ class SftTrainer(Trainer):
         self.timing = Timing()
         self.signals = SignalWatch()
         self.add_callback(self.timing)
-        self.add_callback(StopOnSignal(self))
+        self.add_callback(StopOnSignal(self.signals, self.accelerator))
 
     # ---- order ----
 

@@ -19,8 +19,7 @@ def test_timing_counts_steps_alone(tmp_path):
 
 
 def stopping(received: int | None) -> StopOnSignal:
-    args = SimpleNamespace(world_size=1)
-    return StopOnSignal(SimpleNamespace(args=args, signals=SimpleNamespace(received=received), accelerator=None))
+    return StopOnSignal(SimpleNamespace(received=received), SimpleNamespace(num_processes=1))
 
 
 def test_a_signal_saves_and_stops_after_the_step_and_keeps_a_due_evaluation():
