@@ -108,7 +108,12 @@ def _load_files(data_args: DataArguments, cache_dir: str | None) -> Source:
         splits[split] = _read_files(
             paths, split, flag=f"--{split}_file", streaming=data_args.streaming, cache_dir=cache_dir
         )
-    return Source(_with_example_ids(splits), kind="files", name=Path(files["train"][0]).stem, files=files)
+    return Source(_with_example_ids(splits), kind="files", name=_name_of(Path(files["train"][0])), files=files)
+
+
+def _name_of(file: Path) -> str:
+    """What a card calls a set of files: the first one's name, or its folder's where that says nothing."""
+    return file.resolve().parent.name or file.stem if file.stem in ("train", "training", "data") else file.stem
 
 
 def _expand(patterns: list[str], *, flag: str) -> list[str]:
