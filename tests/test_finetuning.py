@@ -12,7 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from sft_hf.finetuning import last_checkpoint
+from sft_hf.run_folder import last_checkpoint
 
 
 @pytest.fixture(scope="module")
