@@ -36,7 +36,7 @@ if __name__ == "__main__":
         load_best_model_at_end=True,
         logging_steps=0.05,
         model_defaults={
-            "builtin:minilm": {"learning_rate": 4e-4},
+            "builtin:minilm": {"learning_rate": 2e-4},
             "builtin:lstm": {"learning_rate": 5e-3, "num_train_epochs": 10},
             "from_scratch": {"learning_rate": 5e-4, "num_train_epochs": 10},
         },
