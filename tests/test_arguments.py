@@ -143,7 +143,7 @@ def test_booleans_lists_and_mappings_of_yaml(write):
         class_names: [ham, spam]
         report_to: [tensorboard, trackio]
         config_overrides: {hidden_dropout_prob: 0.2, tie_word_embeddings: false, classifier_dropout: null}
-        activation_checkpointing_kwargs: {use_reentrant: false}
+        lr_scheduler_kwargs: {is_cycled: false}
         liger_kernel_config: {rope: true}
         """
     )
@@ -158,7 +158,7 @@ def test_booleans_lists_and_mappings_of_yaml(write):
     assert training_args.dataloader_drop_last is True
     assert training_args.average_tokens_across_devices is False
     assert training_args.report_to == ["tensorboard", "trackio"]
-    assert training_args.activation_checkpointing_kwargs == {"use_reentrant": False}
+    assert training_args.lr_scheduler_kwargs == {"is_cycled": False}
     assert training_args.liger_kernel_config == {"rope": True}
     assert flags.class_names == "ham,spam"
 
