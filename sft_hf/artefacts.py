@@ -30,6 +30,7 @@ from sft_hf.data.labels import Labels
 from sft_hf.data.sources import EXAMPLE_ID, Source
 from sft_hf.errors import ReloadError
 from sft_hf.hub import without_local_paths
+from sft_hf.preparation import Prepared
 from sft_hf.pretrained import license_of
 from sft_hf.task import Columns
 from sft_hf.trainer import SftTrainer
@@ -61,7 +62,7 @@ def write_recipe(output_dir: str, parsed: Parsed) -> None:
     (folder / "recipe.yaml").write_text(f"# sft_hf {sft_hf.__version__}\n{text}", encoding="utf-8")
 
 
-def save_model(trainer: SftTrainer, prepared, output_dir: str) -> None:
+def save_model(trainer: SftTrainer, prepared: Prepared, output_dir: str) -> None:
     """Save the best model and its processor; thresholds of multi-label classes go into the configuration."""
     config = trainer.accelerator.unwrap_model(trainer.model).config
     if trainer.thresholds is not None:
@@ -85,14 +86,14 @@ def reload_sample(rows: Dataset | IterableDataset, columns: Columns) -> list[dic
 def matching(examples: Dataset | IterableDataset, sample: list[dict]) -> Dataset | IterableDataset:
     """The preprocessed examples of the sampled rows."""
     if isinstance(examples, IterableDataset):
-        return examples.take(len(sample))
+        return examples.take(RELOAD_SAMPLE)
     wanted = {row[EXAMPLE_ID] for row in sample}
     return examples.select([index for index, key in enumerate(examples[EXAMPLE_ID]) if key in wanted])
 
 
 def check_reload(
     trainer: SftTrainer,
-    prepared,
+    prepared: Prepared,
     sample: list[dict],
     expected: dict[int, np.ndarray],
     output_dir: str,
@@ -147,7 +148,7 @@ def training_facts(trainer: SftTrainer, *, started: float) -> dict[str, Any]:
 
 def write_all(
     trainer: SftTrainer,
-    prepared,
+    prepared: Prepared,
     results: dict[str, Any],
     parsed: Parsed,
     predictions: dict[int, np.ndarray] | None,
@@ -165,7 +166,7 @@ def write_all(
     _write_json(folder / "results.json", results)
 
 
-def _provenance(trainer: SftTrainer, prepared) -> dict[str, Any]:
+def _provenance(trainer: SftTrainer, prepared: Prepared) -> dict[str, Any]:
     source, model, labels = prepared.source, prepared.model_source, prepared.labels
     config = trainer.accelerator.unwrap_model(trainer.model).config
     return {
@@ -206,7 +207,7 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _write_predictions(path: Path, trainer: SftTrainer, prepared, predictions: dict[int, np.ndarray]) -> None:
+def _write_predictions(path: Path, trainer: SftTrainer, prepared: Prepared, predictions: dict[int, np.ndarray]) -> None:
     path.parent.mkdir(exist_ok=True)
     rows, columns = prepared.rows["test"], prepared.columns
     label_feature = (rows.features or {}).get(columns.label)
@@ -233,7 +234,7 @@ def label_in_words(encoded: int | list[float], labels: Labels) -> Any:
 # ---- the model card ----
 
 
-def make_card(trainer: SftTrainer, prepared, results: dict[str, Any], parsed: Parsed) -> ModelCard:
+def make_card(trainer: SftTrainer, prepared: Prepared, results: dict[str, Any], parsed: Parsed) -> ModelCard:
     """A card whose metadata the Hub accepts also for data that it does not have (pitfall 35)."""
     source, args = prepared.source, trainer.args
     name = (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
@@ -272,7 +273,7 @@ def _eval_results(trainer: SftTrainer, source: Source, results: dict[str, Any]) 
     return entries
 
 
-def _card_text(name: str, trainer: SftTrainer, prepared, results: dict[str, Any], parsed: Parsed) -> str:
+def _card_text(name: str, trainer: SftTrainer, prepared: Prepared, results: dict[str, Any], parsed: Parsed) -> str:
     base = prepared.model_source.hub_id or prepared.model_source.name
     base = base if prepared.model_source.hub_id or base.startswith("builtin:") else Path(base).name
     lines = [
@@ -335,7 +336,7 @@ def _thresholds_text(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _usage(trainer: SftTrainer, prepared) -> list[str]:
+def _usage(trainer: SftTrainer, prepared: Prepared) -> list[str]:
     where = trainer.args.hub_model_id or "path/to/this/folder"
     imports = ["import sft_hf  # registers the architecture"] if prepared.model_source.architecture else []
     return [
