@@ -186,9 +186,16 @@ class FinetuningArguments(TrainingArguments):
 
 
 def resolve_cpu_precision(training_args: FinetuningArguments) -> str | None:
-    """Switch bfloat16 autocast on where the CPU computes in it; returns the line to log, or None."""
+    """Switch bfloat16 autocast on where the CPU computes in it; returns the line to log, or None.
+
+    Raises ArgumentError for float16 on a CPU, which would be a float32 run without a word.
+    """
     import torch
 
+    if training_args.use_cpu and training_args.mixed_precision == "fp16":
+        raise ArgumentError(
+            "--fp16 (or the launcher's mixed_precision): a CPU trains in float32 or, with --bf16, bfloat16."
+        )
     if not training_args.use_cpu or training_args.cpu_bf16 == "off":
         return None
     if training_args.mixed_precision != "no":

@@ -341,3 +341,9 @@ def test_a_bare_flag_is_true_also_where_its_default_is_none():
     training_args = parse("--hub_private_repo", "--push_to_hub").instances[2]
     assert training_args.hub_private_repo is True
     assert training_args.push_to_hub is True
+
+
+def test_float16_on_a_cpu_is_an_error_and_not_a_float32_run():
+    training_args = parse("--fp16", "--use_cpu").instances[2]
+    with pytest.raises(ArgumentError, match="a CPU trains in float32 or, with --bf16, bfloat16"):
+        resolve_cpu_precision(training_args)
