@@ -210,7 +210,7 @@ def _write_json(path: Path, content: Any) -> None:
 def _write_predictions(path: Path, trainer: SftTrainer, prepared: Prepared, predictions: dict[int, np.ndarray]) -> None:
     path.parent.mkdir(exist_ok=True)
     rows, columns = prepared.rows["test"], prepared.columns
-    label_feature = (rows.features or {}).get(columns.label)
+    label_feature = columns.label_feature(rows)
     with open(path, "w", encoding="utf-8") as file:
         for row in rows:
             prediction = predictions[row[EXAMPLE_ID]]

@@ -88,13 +88,13 @@ class Classification(Task):
         if columns.label not in (dataset.column_names or []):
             return False
         if isinstance(dataset, IterableDataset):
-            is_labelled = _IsLabelled(columns.label, labels, (dataset.features or {}).get(columns.label))
+            is_labelled = _IsLabelled(columns.label, labels, columns.label_feature(dataset))
             return any(map(is_labelled, dataset.take(STREAM_PEEK)))
         return any(label is not None for label in self.encoded(dataset, columns, labels))
 
     def encoded(self, dataset: Dataset, columns: Columns, labels: Labels) -> list[int | list[float] | None]:
         """The label column of a split, encoded by the split's own feature: its ids can mean other classes than train's."""
-        return encode_column(dataset[columns.label], labels, feature=dataset.features[columns.label])
+        return encode_column(dataset[columns.label], labels, feature=columns.label_feature(dataset))
 
     def select_labelled(self, dataset: AnyDataset, columns: Columns, labels: Labels, *, split: str) -> AnyDataset:
         """Drop rows without a label; a test split without any is kept whole, for predictions alone."""
@@ -107,7 +107,7 @@ class Classification(Task):
                 "Choose with --label_column_name."
             )
         if isinstance(dataset, IterableDataset):
-            return dataset.filter(_IsLabelled(columns.label, labels, (dataset.features or {}).get(columns.label)))
+            return dataset.filter(_IsLabelled(columns.label, labels, columns.label_feature(dataset)))
         keep = [row for row, label in enumerate(self.encoded(dataset, columns, labels)) if label is not None]
         if len(keep) == len(dataset):
             return dataset

@@ -83,7 +83,7 @@ def _run(parsed: Parsed) -> dict[str, float]:
     _train(trainer, training_args)
     results, predictions = _evaluate(trainer, prepared, started=started)
     _leave_behind(trainer, prepared, results, parsed, predictions)
-    return results["metrics"].get("test") or results["metrics"]["validation"]
+    return _last_metrics(results)
 
 
 def build_trainer(
@@ -179,7 +179,7 @@ def _finish_complete_run(training_args: FinetuningArguments, parsed: Parsed) -> 
         if training_args.push_to_hub:
             _push(training_args)
         artefacts.print_results(results)
-    return results["metrics"].get("test") or results["metrics"]["validation"]
+    return _last_metrics(results)
 
 
 # ---- train, evaluate, leave behind ----
@@ -250,6 +250,10 @@ def _leave_behind(
         _push(training_args)
     artefacts.print_results(results)
     artefacts.print_next_command(prepared.source, training_args.output_dir)
+
+
+def _last_metrics(results: dict[str, Any]) -> dict[str, float]:
+    return results["metrics"].get("test") or results["metrics"]["validation"]
 
 
 def _push(training_args: FinetuningArguments) -> str:

@@ -38,6 +38,10 @@ class Columns:
     inputs: tuple[str, ...]
     label: str | None
 
+    def label_feature(self, dataset: AnyDataset) -> Any:
+        """What a split's own labels mean; None where the split has none or, a stream, does not say."""
+        return (dataset.features or {}).get(self.label)
+
 
 @dataclass(frozen=True)
 class Task(ABC):

@@ -156,8 +156,7 @@ class TextClassification(Classification):
         num_workers: int | None = None,
     ) -> AnyDataset:
         """`input_ids` (unpadded), `attention_mask` ..., `labels` where known, `length`, `example_id`."""
-        label_feature = (dataset.features or {}).get(columns.label)
-        tokenize = _Tokenize(self, processor, columns, labels, label_feature)
+        tokenize = _Tokenize(self, processor, columns, labels, columns.label_feature(dataset))
         options: dict[str, Any] = {"batched": True, "remove_columns": list(dataset.column_names)}
         if isinstance(dataset, IterableDataset):
             return dataset.map(tokenize, **options)
