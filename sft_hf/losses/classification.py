@@ -1,20 +1,11 @@
-"""Losses by name, each a sum and a denominator instead of a mean.
+"""Losses of classes: cross-entropy, its focal and its binary forms, with class weights and label smoothing.
 
-    loss = make_loss("auto", problem_type="single_label_classification", label_smoothing_factor=0.1)
-    (loss(logits, labels) / loss.denominator(all_labels)).backward()    # once for each micro-batch
+    loss = CrossEntropy(class_weights=torch.tensor([1.0, 3.0]), label_smoothing_factor=0.1)
+    loss(logits, labels) / loss.denominator(labels)
 
-`all_labels` are those of the whole global batch: every micro-batch of every rank. The denominator needs
-labels alone, so it is known before the first forward pass, and the gradient is the same however the batch is
-cut: 1 x 8, 4 x 2, two ranks, a short last batch, items with different numbers of labels. A mean of means has
-none of these properties (transformers#47688).
-
-    problem_type                 losses                     labels
-    single_label_classification  cross_entropy, focal, bce  ids (batch,), or probabilities (batch, classes)
-    multi_label_classification   bce, focal                 between 0 and 1 (batch, classes)
-    regression                   mse, huber                 (batch,) or (batch, targets), NaN where unknown
+Softmax losses take a class for each item or for each pixel; the class dimension is the second.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,21 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sft_hf.errors import ArgumentError
-
-IGNORE_INDEX = -100
-
-
-@dataclass(frozen=True, eq=False)
-class Loss(ABC):
-    """A loss as a sum over items and the denominator that turns the sum into a mean."""
-
-    @abstractmethod
-    def denominator(self, labels: Tensor) -> Tensor:
-        """Return what the sum is divided by, from labels alone, a float32 scalar; 0 if no label is valid."""
-
-    @abstractmethod
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum over the items, a float32 scalar for logits of any dtype; 0 if no label is valid."""
+from sft_hf.losses.base import IGNORE_INDEX, Loss, is_valid, require_same_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +37,7 @@ class CrossEntropy(Loss):
     def denominator(self, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
             return _probability_denominator(labels, class_weights=self.class_weights)
-        valid = labels != IGNORE_INDEX
+        valid = is_valid(labels)
         if self.class_weights is None:
             return valid.sum().float()
         # An ignored label looks up class 0, and that weight is multiplied by zero.
@@ -89,17 +66,23 @@ class SoftmaxFocal(CrossEntropy):
     focal_gamma: float = 2.0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        smoothing = self.label_smoothing_factor
-        weights = _weights_for(logits, class_weights=self.class_weights)
-        terms = _focal_terms(functional.log_softmax(logits.float(), dim=1), gamma=self.focal_gamma)
+        log_probabilities = functional.log_softmax(logits.float(), dim=1)
+        smoothing, weights = self.label_smoothing_factor, _weights_for(logits, class_weights=self.class_weights)
         if labels.is_floating_point():
             targets = _smooth(labels.float(), factor=smoothing, outcomes=logits.shape[1])
-            return (targets * _weighted(terms, weights=weights)).sum()
-        hard = functional.nll_loss(-terms, labels.long(), weights, ignore_index=IGNORE_INDEX, reduction="sum")
+            return (targets * _weighted(self._terms(log_probabilities), weights=weights)).sum()
+        valid = is_valid(labels)
+        # Of the labelled class alone: terms of every class of every pixel would take six times the logits' memory.
+        losses = functional.nll_loss(log_probabilities, labels.long(), ignore_index=IGNORE_INDEX, reduction="none")
+        terms = self._terms(-losses)
+        hard = (terms if weights is None else terms * weights[labels.long() * valid]).sum()
         if smoothing == 0:
             return hard
-        uniform = _weighted(terms, weights=weights).mean(dim=1) * (labels != IGNORE_INDEX)
+        uniform = _weighted(self._terms(log_probabilities), weights=weights).mean(dim=1) * valid
         return (1 - smoothing) * hard + smoothing * uniform.sum()
+
+    def _terms(self, log_probabilities: Tensor) -> Tensor:
+        return _focal_terms(log_probabilities, gamma=self.focal_gamma)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +102,7 @@ class BinaryCrossEntropy(Loss):
         return torch.tensor(float(labels.numel()), device=labels.device)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        _require_same_shape(logits, labels)
+        require_same_shape(logits, labels)
         targets = _smooth(labels.float(), factor=self.label_smoothing_factor, outcomes=2)
         weights = _weights_for(logits, class_weights=self.class_weights)
         return _weighted(self._terms(logits.float(), targets), weights=weights).sum()
@@ -158,93 +141,18 @@ class OneHotBinaryCrossEntropy(BinaryCrossEntropy):
     def denominator(self, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
             return torch.tensor(float(labels.shape[0]), device=labels.device)
-        return (labels != IGNORE_INDEX).sum().float()
+        return is_valid(labels).sum().float()
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         num_classes, valid = logits.shape[1], torch.ones(len(logits), device=logits.device)
         if not labels.is_floating_point():
-            valid = labels != IGNORE_INDEX
+            valid = is_valid(labels)
             labels = functional.one_hot(labels.long() * valid, num_classes)
-        _require_same_shape(logits, labels)
+        require_same_shape(logits, labels)
         targets = _smooth(labels.float(), factor=self.label_smoothing_factor, outcomes=num_classes)
         weights = _weights_for(logits, class_weights=self.class_weights)
         terms = _weighted(self._terms(logits.float(), targets), weights=weights)
         return (terms.mean(dim=1) * valid).sum()
-
-
-@dataclass(frozen=True, eq=False)
-class SquaredError(Loss):
-    """Squared error; over its denominator it is the mean over every known target.
-
-    Logits are `(batch, targets)`, labels the same or `(batch,)` if there is one target. A NaN label counts
-    neither in the sum nor in the denominator. Raises `ValueError` if the shapes differ.
-    """
-
-    def denominator(self, labels: Tensor) -> Tensor:
-        return (~labels.isnan()).sum().float()
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        logits, labels = (tensor.unsqueeze(1) if tensor.dim() == 1 else tensor for tensor in (logits, labels))
-        _require_same_shape(logits, labels)
-        return self._terms(torch.where(labels.isnan(), 0.0, logits.float() - labels.float())).sum()
-
-    def _terms(self, errors: Tensor) -> Tensor:
-        return errors.square()
-
-
-@dataclass(frozen=True, eq=False)
-class Huber(SquaredError):
-    """Huber's loss: half the squared error up to `huber_delta`, linear beyond; in units of the label.
-
-    Huber 1964, Robust Estimation of a Location Parameter. Shapes and ignore value are those of
-    `SquaredError`.
-    """
-
-    huber_delta: float = 1.0
-
-    def _terms(self, errors: Tensor) -> Tensor:
-        zeros = torch.zeros_like(errors)
-        return functional.huber_loss(errors, zeros, reduction="none", delta=self.huber_delta)
-
-
-# The first loss of each problem type is what "auto" means.
-_LOSSES: dict[str, dict[str, type[Loss]]] = {
-    "single_label_classification": {
-        "cross_entropy": CrossEntropy,
-        "focal": SoftmaxFocal,
-        "bce": OneHotBinaryCrossEntropy,
-    },
-    "multi_label_classification": {"bce": BinaryCrossEntropy, "focal": SigmoidFocal},
-    "regression": {"mse": SquaredError, "huber": Huber},
-}
-
-
-def make_loss(
-    name: str,
-    *,
-    problem_type: str,
-    class_weights: Tensor | Sequence[float] | None = None,
-    label_smoothing_factor: float = 0.0,
-    focal_gamma: float = 2.0,
-    huber_delta: float = 1.0,
-) -> Loss:
-    """Return the loss called `name`: auto, cross_entropy, focal, bce, mse or huber.
-
-    `class_weights` are `(classes,)`; `focal_gamma` and `huber_delta` are read by their own loss alone. Raises
-    `ArgumentError` for a name that does not fit the problem type, for a value out of range, and for class
-    weights or label smoothing in regression.
-    """
-    loss_class = _loss_class(name, problem_type=problem_type)
-    if issubclass(loss_class, SquaredError):
-        _refuse_for_regression(class_weights=class_weights, label_smoothing_factor=label_smoothing_factor)
-        _require(huber_delta > 0, flag="huber_delta", value=huber_delta, expected="above 0")
-        return Huber(huber_delta=huber_delta) if loss_class is Huber else loss_class()
-    smoothable = 0 <= label_smoothing_factor < 1
-    _require(smoothable, flag="label_smoothing_factor", value=label_smoothing_factor, expected="from 0 to below 1")
-    _require(focal_gamma >= 0, flag="focal_gamma", value=focal_gamma, expected="0 or above")
-    options = {"focal_gamma": focal_gamma} if name == "focal" else {}
-    weights = None if class_weights is None else _checked_weights(class_weights)
-    return loss_class(class_weights=weights, label_smoothing_factor=label_smoothing_factor, **options)
 
 
 def balanced_class_weights(counts: Sequence[int]) -> Tensor:
@@ -258,44 +166,6 @@ def balanced_class_weights(counts: Sequence[int]) -> Tensor:
     counts = torch.as_tensor(counts, dtype=torch.float64)
     seen = counts > 0
     return torch.where(seen, counts.sum() / (seen.sum() * counts), 1.0).float()
-
-
-def _loss_class(name: str, *, problem_type: str) -> type[Loss]:
-    if problem_type not in _LOSSES:
-        raise ArgumentError(f"--problem_type is {problem_type!r}, expected one of {', '.join(_LOSSES)}.")
-    fitting = _LOSSES[problem_type]
-    if name == "auto":
-        return next(iter(fitting.values()))
-    if name not in fitting:
-        raise ArgumentError(
-            f"--loss {name} does not fit the problem type {problem_type}. "
-            f"These do: auto, {', '.join(fitting)}. Change --loss."
-        )
-    return fitting[name]
-
-
-def _require(holds: bool, *, flag: str, value: float, expected: str) -> None:
-    if not holds:
-        raise ArgumentError(f"--{flag} is {value}, expected a number {expected}.")
-
-
-def _refuse_for_regression(*, class_weights: Tensor | Sequence[float] | None, label_smoothing_factor: float) -> None:
-    if label_smoothing_factor != 0:
-        raise ArgumentError(
-            f"--label_smoothing_factor is {label_smoothing_factor}, but the problem type is regression, "
-            "whose targets are not probabilities. Set it to 0."
-        )
-    if class_weights is not None:
-        raise ArgumentError("--class_weights is set, but the problem type is regression, which has no classes.")
-
-
-def _checked_weights(class_weights: Tensor | Sequence[float]) -> Tensor:
-    weights = torch.as_tensor(class_weights, dtype=torch.float32)
-    if weights.dim() != 1 or not weights.isfinite().all() or (weights < 0).any():
-        raise ArgumentError(
-            f"--class_weights is {weights.tolist()}, expected one finite number of 0 or above for each class."
-        )
-    return weights
 
 
 def _weights_for(logits: Tensor, *, class_weights: Tensor | None) -> Tensor | None:
@@ -330,9 +200,3 @@ def _focal_terms(log_probabilities: Tensor, *, gamma: float) -> Tensor:
     # 1.
     complement = (-torch.expm1(log_probabilities)).clamp_min(1e-12)
     return -(complement**gamma) * log_probabilities
-
-
-def _require_same_shape(logits: Tensor, labels: Tensor) -> None:
-    # (batch, 1) against (batch,) would broadcast to (batch, batch) and give a plausible number.
-    if logits.shape != labels.shape:
-        raise ValueError(f"Logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}: the shapes differ.")
