@@ -9,12 +9,17 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback
 
+from sft_hf.data.labels import Labels
 from sft_hf.losses import Loss
 
 
 @dataclass(frozen=True)
 class Method:
     """The hooks, each doing nothing unless a method needs it."""
+
+    def prepare(self, *, labels: Labels) -> "Method":
+        """The method whose other hooks run, once the labels are known; ArgumentError where it does not fit them."""
+        return self
 
     def wrap_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model that is trained, before the optimizer sees its parameters."""
