@@ -1,4 +1,4 @@
-"""Which column of a dataset is the input and which the label.
+"""Which column of a dataset is the input and which the label, or the mask.
 
     find_label_column(Features({"sentence1": Value("string"), "sentence2": Value("string"),
                                 "label": ClassLabel(names=["yes", "no"]), "idx": Value("int32")}), given=None)
@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-from datasets import ClassLabel, LargeList, List, Value
+from datasets import ClassLabel, Image, LargeList, List, Value
 
 from sft_hf.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 TEXT_FLAG = "--text_column_names"
+IMAGE_FLAG = "--image_column_name"
+EXAMPLE_ID = "example_id"  # the row's number in its split: what every source adds
 LABEL_FLAG = "--label_column_name"
 
 TEXT_NAMES = (
@@ -76,6 +78,47 @@ LABEL_NAMES = (
     "emotions",
     "topics",
     "y",
+)
+IMAGE_NAMES = (
+    "image",
+    "img",
+    "picture",
+    "photo",
+    "pixel_values",
+    "bytes",
+    "image_bytes",
+    "image_path",
+    "img_path",
+    "image_file",
+    "image_file_name",
+    "image_filename",
+    "file_name",
+    "filename",
+    "file_path",
+    "filepath",
+    "file",
+    "path",
+)
+MASK_NAMES = (
+    "mask",
+    "masks",
+    "label",
+    "labels",
+    "annotation",
+    "annotations",
+    "segmentation",
+    "segmentation_mask",
+    "segmentation_map",
+    "semantic_segmentation",
+    "mask_path",
+    "mask_file",
+    "mask_file_name",
+    "label_path",
+    "label_file",
+    "label_file_name",
+    "annotation_path",
+    "annotation_file_name",
+    "segmentation_path",
 )
 
 
@@ -156,6 +199,26 @@ def find_label_column(
     return find_column(candidates, flag=LABEL_FLAG, given=None, usual_names=LABEL_NAMES, fits=is_label, role="label")
 
 
+def find_image_column(
+    features: Mapping[str, Any] | Sequence[str], *, given: str | None, exclude: Iterable[str] = ()
+) -> str:
+    """The column of the picture: a usual name, else the only Image; bytes and paths count under a usual name alone.
+
+    What holds pictures goes before strings that may be paths: a table of pictures often names their files too. A usual
+    name of masks is no picture's. `exclude` names columns with another role. Raises DataError as `find_column` does.
+    """
+    names = {"usual_names": IMAGE_NAMES, "names_of_others": MASK_NAMES}
+    return _find_pictures(features, flag=IMAGE_FLAG, given=given, exclude=exclude, **names, role="image")
+
+
+def find_mask_column(
+    features: Mapping[str, Any] | Sequence[str], *, given: str | None, exclude: Iterable[str] = ()
+) -> str:
+    """The column of the segmentation mask, by the rules of `find_image_column`."""
+    names = {"usual_names": MASK_NAMES, "names_of_others": IMAGE_NAMES}
+    return _find_pictures(features, flag=LABEL_FLAG, given=given, exclude=exclude, **names, role="mask")
+
+
 def feature_kind(feature: Any) -> str:
     """What one value of a feature is: class, string, boolean, integer, float, null, list or other."""
     if isinstance(feature, ClassLabel):
@@ -184,6 +247,8 @@ def describe_feature(feature: Any) -> str:
     item = item_feature(feature)
     if item is not None:
         return f"list of {describe_feature(item)}"
+    if isinstance(feature, dict):
+        return f"struct of {', '.join(feature)}"
     return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 
@@ -198,6 +263,51 @@ def is_label(feature: Any) -> bool:
     if kind == "list":
         return feature_kind(item_feature(feature)) not in ("list", "other")
     return kind != "other"
+
+
+def is_image(feature: Any) -> bool:
+    """Whether a feature holds encoded pictures: an Image, binary, or a struct of bytes and path."""
+    return _is_picture(feature) or _is_binary(feature)
+
+
+def _is_picture(feature: Any) -> bool:
+    return isinstance(feature, Image) or (isinstance(feature, dict) and {"bytes", "path"} <= feature.keys())
+
+
+def _is_binary(feature: Any) -> bool:
+    types = pa.types
+    return isinstance(feature, Value) and (types.is_binary(feature.pa_type) or types.is_large_binary(feature.pa_type))
+
+
+def _is_image_or_path(feature: Any) -> bool:
+    return is_image(feature) or is_text(feature)
+
+
+def _find_pictures(
+    features: Mapping[str, Any] | Sequence[str],
+    *,
+    flag: str,
+    given: str | None,
+    exclude: Iterable[str],
+    usual_names: Sequence[str],
+    names_of_others: Sequence[str],
+    role: str,
+) -> str:
+    features = _as_mapping(features)
+    if given is not None:
+        return _given_column(features, given, flag=flag, fits=_is_image_or_path, role=role)
+    excluded = set(exclude)
+    others = {name: feature for name, feature in features.items() if name not in excluded}
+    usual = {name: feature for name, feature in others.items() if name.lower() in usual_names}
+    choices = (
+        {name: feature for name, feature in usual.items() if feature is None or is_image(feature)},
+        {name: f for name, f in others.items() if _is_picture(f) and name.lower() not in names_of_others},
+        {name: feature for name, feature in usual.items() if is_text(feature)},
+    )
+    candidates = next((choice for choice in choices if choice), {})
+    if not candidates:
+        raise _unclear(others, [], flag=flag, role=role)
+    return find_column(candidates, flag=flag, given=None, usual_names=usual_names, fits=_is_image_or_path, role=role)
 
 
 def _is_usual_label(name: str, feature: Any) -> bool:

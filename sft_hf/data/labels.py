@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
+SEMANTIC_SEGMENTATION = "semantic_segmentation"
 
 PROBLEM_TYPE_FLAG = "--problem_type"
 BOOLEAN_NAMES = ("False", "True")
@@ -44,7 +45,7 @@ class Labels:
     number of names suggest.
     """
 
-    problem_type: str  # single_label_classification | multi_label_classification | regression
+    problem_type: str  # single_label_classification | multi_label_classification | regression | semantic_segmentation
     names: tuple[str, ...]
     column_name: str = "label"
     layout: str | None = None

@@ -1,10 +1,82 @@
-"""In which order examples are trained on and evaluated: a function of seed, epoch and rank, and of nothing else."""
+"""In which order examples are trained on and evaluated: a function of seed, epoch and rank, and of nothing else.
 
-from collections.abc import Iterator
+What is drawn when an example is read, its augmentation, is a function of seed, epoch and example. A worker is told the epoch by
+the key under which it reads: `epoch * number of rows + row`, so that neither the number of workers nor a resume matters
+(pitfall 44).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
+
+
+class ReadExamples(TorchDataset):
+    """Rows that become examples when they are read: `read(row, epoch)` in the dataloader's workers."""
+
+    def __init__(self, rows: Dataset, read: Callable[[dict[str, Any], int], dict[str, Any]]):
+        self.rows, self.read = rows, read
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int) -> dict[str, Any]:
+        epoch, row = divmod(key, len(self.rows))
+        return self.read(self.rows[row], epoch)
+
+
+class ReadStream:
+    """The same for the rows of a stream, which has no keys: workers share the number of the epoch."""
+
+    def __init__(self, read: Callable[[dict[str, Any], int], dict[str, Any]]):
+        self.read, self.epoch = read, torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer says which epoch begins, also after a resume."""
+        self.epoch[0] = epoch
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self.read(row, int(self.epoch[0]))
+
+
+class Shuffled(Sampler[int]):
+    """Every row once, in an order drawn from seed and epoch."""
+
+    def __init__(self, num_rows: int, *, seed: int):
+        self.num_rows, self.seed, self.epoch = num_rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer says which epoch begins, also after a resume."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.num_rows).tolist())
+
+
+class KeyedByEpoch(Sampler[int]):
+    """The rows of another sampler as keys that tell the epoch too, for ReadExamples."""
+
+    def __init__(self, sampler: Sampler[int]):
+        self.sampler, self.epoch = sampler, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass on which epoch begins."""
+        self.epoch = epoch
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        return (self.epoch * len(self.sampler) + row for row in self.sampler)
 
 
 class GroupedByLength(Sampler[int]):
@@ -20,7 +92,7 @@ class GroupedByLength(Sampler[int]):
         self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """accelerate says which epoch begins, also after a resume."""
+        """The Trainer says which epoch begins, also after a resume."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -10,16 +10,30 @@ Whatever the source, its splits come out under the names train, validation and t
 import glob
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import datasets
 from datasets.packaged_modules.csv.csv import CsvConfig
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, hf_hub_download, is_offline_mode
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 
 from sft_hf import hub
 from sft_hf.arguments import DataArguments
-from sft_hf.data.builtin import builtin_dataset
+from sft_hf.data.builtin import builtin_dataset, builtin_id2label
+from sft_hf.data.columns import EXAMPLE_ID
+from sft_hf.data.folders import (
+    ID2LABEL_NAME,
+    find_pictures,
+    path_columns,
+    read_folder,
+    read_id2label,
+    with_absolute_paths,
+)
 from sft_hf.errors import ArgumentError, DataError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +42,6 @@ BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".n
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "validation_matched")
 # pandas would read the texts "NA", "null" and "None" as missing; only an empty cell is.
 CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
-EXAMPLE_ID = "example_id"
 AnyDataset = datasets.Dataset | datasets.IterableDataset
 
 
@@ -43,6 +56,7 @@ class Source:
     revision: str | None = None  # the resolved commit of a Hub dataset
     hub_id: str | None = None  # ORG/NAME for the model card; None for what the Hub does not have
     files: dict[str, list[str]] = field(default_factory=dict)
+    id2label: dict[int, str] | None = None  # what the source itself says of the ids in its masks
 
 
 def load_splits(data_args: DataArguments, *, token: str | None = None, cache_dir: str | None = None) -> Source:
@@ -60,8 +74,7 @@ def load_splits(data_args: DataArguments, *, token: str | None = None, cache_dir
     elif not data_args.dataset_name:
         raise ArgumentError("No data: give --dataset_name ORG/NAME (or a folder) or --train_file FILE.")
     elif data_args.dataset_name.startswith("builtin:"):
-        name = data_args.dataset_name
-        source = _named_splits(builtin_dataset(name.removeprefix("builtin:")), data_args, kind="builtin", name=name)
+        source = _load_builtin(data_args)
     elif Path(data_args.dataset_name).expanduser().exists():
         source = _load_folder(data_args, cache_dir)
     else:
@@ -91,6 +104,13 @@ def sample(dataset: AnyDataset, number: int | None, *, seed: int, flag: str, buf
 
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), size=number, replace=False))
     return dataset.select(chosen)
+
+
+def _load_builtin(data_args: DataArguments) -> Source:
+    name = data_args.dataset_name
+    key = name.removeprefix("builtin:")
+    source = _named_splits(builtin_dataset(key), data_args, kind="builtin", name=name)
+    return replace(source, id2label=builtin_id2label(key))
 
 
 def _load_files(data_args: DataArguments, cache_dir: str | None) -> Source:
@@ -133,13 +153,34 @@ def _read_files(paths: list[str], split: str, *, flag: str, streaming: bool, cac
     suffixes = {Path(path).suffix.lower() for path in paths}
     if len(suffixes) > 1 or not suffixes <= set(BUILDERS):
         raise DataError(f"{flag}: {', '.join(sorted(suffixes))} given; expected one kind of {', '.join(BUILDERS)}.")
-    suffix = suffixes.pop()
+    _check_rows(paths, suffixes.pop(), flag)
+    read = partial(_read_tables, split=split, flag=flag, streaming=streaming, cache_dir=cache_dir)
+    dataset = read(paths)
+    columns = path_columns(dataset)
+    if not columns:
+        return dataset
+    folders = [Path(path).parent for path in paths]
+    if len(set(folders)) == 1:
+        return with_absolute_paths(dataset, columns, folders[0])
+    # Every table has the types that all of them have together.
+    tables = [read([path]) for path in paths]
+    if streaming:
+        tables = [table.cast(dataset.features) for table in tables]
+    else:
+        ends = accumulate(map(len, tables))
+        tables = [dataset.select(range(end - len(table), end)) for end, table in zip(ends, tables, strict=True)]
+    return datasets.concatenate_datasets(
+        [with_absolute_paths(table, columns, folder) for table, folder in zip(tables, folders, strict=True)]
+    )
+
+
+def _read_tables(paths: list[str], *, split: str, flag: str, streaming: bool, cache_dir: str | None) -> AnyDataset:
+    suffix = Path(paths[0]).suffix.lower()
     options: dict = {}
     if BUILDERS[suffix] == "csv":
         options = {"sep": "\t" if suffix == ".tsv" else ",", **CSV_OPTIONS}
-    _check_rows(paths, suffix, flag)
     try:
-        return datasets.load_dataset(
+        dataset = datasets.load_dataset(
             BUILDERS[suffix],
             data_files={split: paths},
             split=split,
@@ -147,6 +188,7 @@ def _read_files(paths: list[str], split: str, *, flag: str, streaming: bool, cac
             cache_dir=cache_dir,
             **options,
         )
+        return _with_features(dataset)
     except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, OSError) as error:
         cause = _root_cause(error)
         if "corresponds to no data" in cause:
@@ -177,11 +219,22 @@ def _load_folder(data_args: DataArguments, cache_dir: str | None) -> Source:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         loaded = datasets.load_from_disk(str(folder))
         splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-        if data_args.streaming:
-            splits = {name: dataset.to_iterable_dataset() for name, dataset in splits.items()}
-    else:
+    elif (pictures := None if data_args.dataset_config_name else find_pictures(folder)) is None:
         splits = _load_dataset(str(folder), data_args, flag=flag, cache_dir=cache_dir)
-    return _named_splits(splits, data_args, kind="folder", name=folder.name)
+    elif pictures.has_metadata:
+        splits = _load_dataset("imagefolder", data_args, flag=flag, cache_dir=cache_dir, data_dir=str(folder))
+    else:
+        splits = read_folder(pictures, flag=flag)
+    if data_args.streaming:
+        splits = {
+            name: dataset.to_iterable_dataset() if isinstance(dataset, datasets.Dataset) else dataset
+            for name, dataset in splits.items()
+        }
+    id2label = folder / ID2LABEL_NAME
+    return replace(
+        _named_splits(splits, data_args, kind="folder", name=folder.name),
+        id2label=read_id2label(id2label, source=f"--dataset_name {id2label}") if id2label.is_file() else None,
+    )
 
 
 def _load_hub(data_args: DataArguments, token: str | None, cache_dir: str | None) -> Source:
@@ -207,9 +260,40 @@ def _load_hub(data_args: DataArguments, token: str | None, cache_dir: str | None
             raise
         raise hub.explain(error, kind="dataset", repo_id=name, flag=flag) from error
     source = _named_splits(splits, data_args, kind="hub", name=name)
-    return Source(
-        source.splits, kind="hub", name=name, config_name=data_args.dataset_config_name, revision=sha, hub_id=name
+    has_masks = sum(isinstance(item, datasets.Image) for item in source.splits["train"].features.values()) > 1
+    return replace(
+        source,
+        config_name=data_args.dataset_config_name,
+        revision=sha,
+        hub_id=name,
+        id2label=_hub_id2label(name, sha or data_args.dataset_revision, token, cache_dir) if has_masks else None,
     )
+
+
+def _hub_id2label(name: str, revision: str | None, token: str | None, cache_dir: str | None) -> dict[int, str] | None:
+    """What the repository's id2label.json says, None without one; without the Hub, what the cache has of it."""
+    if is_offline_mode():
+        # It was downloaded by commit, and the cache does not know of which branch that was.
+        repository = Path(cache_dir or HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+        cached = repository.glob(f"snapshots/*/{ID2LABEL_NAME}")
+        path = max(cached, key=lambda file: file.stat().st_mtime, default=None)
+    else:
+        path = _download_id2label(name, revision, token, cache_dir)
+    return read_id2label(path, source=f"--dataset_name {name}, {ID2LABEL_NAME}") if path else None
+
+
+def _download_id2label(name: str, revision: str | None, token: str | None, cache_dir: str | None) -> Path | None:
+    download = partial(
+        hf_hub_download, name, ID2LABEL_NAME, repo_type="dataset", revision=revision, token=token, cache_dir=cache_dir
+    )
+    try:
+        return Path(hub.with_retries(download, f"{ID2LABEL_NAME} of {name}"))
+    except RemoteEntryNotFoundError:
+        return None
+    except Exception as error:
+        if hub.is_from_hub(error):
+            raise hub.explain(error, kind="dataset", repo_id=name, flag="--dataset_name") from error
+        raise
 
 
 def _refusal(name: str, token: str | None) -> BaseException | None:
@@ -263,7 +347,7 @@ def _load_dataset(name: str, data_args: DataArguments, *, flag: str, **options) 
 
 def _builder(name: str, config: str | None, **options) -> datasets.DatasetBuilder:
     """The builder of a dataset; one of csv files gets CSV_OPTIONS where its card does not say what is missing."""
-    if datasets.config.HF_HUB_OFFLINE and not Path(name).exists():
+    if datasets.config.HF_HUB_OFFLINE and not Path(name).exists() and "data_dir" not in options:
         try:
             return datasets.load_dataset_builder(name, config, **options, **CSV_OPTIONS)
         except ValueError:  # the cache has none that was made with these options, so none of csv files
@@ -309,11 +393,16 @@ def _with_example_id(dataset: AnyDataset) -> AnyDataset:
         logger.info("the column %s of the dataset is replaced by the row number", EXAMPLE_ID)
         dataset = dataset.remove_columns(EXAMPLE_ID)
     if isinstance(dataset, datasets.IterableDataset):
-        if dataset.features is None:
-            dataset = dataset._resolve_features()
+        # A map would decode every picture and sound, and encode it again as another file without a name.
+        dataset = _with_features(dataset).decode(False)
         features = datasets.Features({**dataset.features, EXAMPLE_ID: datasets.Value("int64")})
         return dataset.map(_number_rows, with_indices=True, features=features)
     return dataset.add_column(EXAMPLE_ID, list(range(len(dataset))))
+
+
+def _with_features(dataset: AnyDataset) -> AnyDataset:
+    """A stream that knows its features; csv and json say them only with the first rows."""
+    return dataset._resolve_features() if dataset.features is None else dataset
 
 
 def _number_rows(example: dict, index: int) -> dict:

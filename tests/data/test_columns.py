@@ -6,12 +6,15 @@ import pytest
 from datasets import ClassLabel, Features, Image, LargeList, List, Value
 
 from sft_hf.data.columns import (
+    IMAGE_FLAG,
     LABEL_FLAG,
     TEXT_FLAG,
     describe_feature,
     feature_kind,
     find_column,
+    find_image_column,
     find_label_column,
+    find_mask_column,
     find_text_columns,
     is_text,
     item_feature,
@@ -165,6 +168,75 @@ def test_another_role_by_name_then_by_type(caplog):
         assert not caplog.records
         assert find_column(features, usual_names=("image",), **options) == "photo"
     assert "Column 'photo' is taken as the image: the only one of a fitting type." in caplog.text
+
+
+BINARY = Value("binary")
+STRUCT = {"bytes": BINARY, "path": STRING}
+
+# name -> (features, image column, mask column or None)
+PICTURES = {
+    "imagefolder": ({"image": Image(), "label": TWO}, "image", None),
+    "cifar": ({"img": Image(), "fine_label": TWO, "coarse_label": TWO}, "img", None),
+    "by type": ({"scan": Image(), "file_name": STRING, "checksum": BINARY, "label": TWO}, "scan", None),
+    "bytes": ({"bytes": BINARY, "path": STRING, "label": TWO}, "bytes", None),
+    "struct": ({"image": STRUCT, "file_name": STRING, "label": TWO}, "image", None),
+    "paths": ({"path": STRING, "url": STRING, "label": STRING}, "path", None),
+    "large": ({"Image": Value("large_binary"), "label": TWO}, "Image", None),
+    "ade20k": ({"image": Image(), "annotation": Image(), "scene_category": TWO}, "image", "annotation"),
+    "sidewalk": ({"pixel_values": Image(), "label": Image()}, "pixel_values", "label"),
+    "mask by type": ({"image": Image(), "ground_truth": Image()}, "image", "ground_truth"),
+    "image by type": ({"street": Image(), "mask": Image()}, "street", "mask"),
+    "table": ({"image_path": STRING, "mask_path": STRING}, "image_path", "mask_path"),
+    "metadata": ({"image_file_name": STRING, "label_file_name": STRING}, "image_file_name", "label_file_name"),
+    "in memory": ({"image": BINARY, "mask": BINARY}, "image", "mask"),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_and_masks_need_no_flag_in_either_order(name):
+    features, image, mask = PICTURES[name]
+    features = Features(features)
+    label = mask or ("label" if "label" in features else "fine_label")
+    assert find_image_column(features, given=None, exclude=[label]) == image
+    if mask:
+        assert find_image_column(features, given=None) == image
+        assert find_mask_column(features, given=None) == mask
+        assert find_mask_column(features, given=None, exclude=[image]) == mask
+
+
+def test_a_given_picture_may_be_anything_that_can_hold_one():
+    features = Features({"image": Image(), "scan": BINARY, "where": STRING, "both": STRUCT, "label": TWO})
+    for name in ("scan", "where", "both"):
+        assert find_image_column(features, given=name) == name
+    with pytest.raises(DataError, match=f"{IMAGE_FLAG} label: a column of type ClassLabel of 2 cannot be the image"):
+        find_image_column(features, given="label")
+    with pytest.raises(DataError, match=f"{LABEL_FLAG} label: a column of type ClassLabel of 2 cannot be the mask"):
+        find_mask_column(features, given="label")
+    with pytest.raises(DataError, match=f"{IMAGE_FLAG} imgae: no such column. Did you mean 'image'"):
+        find_image_column(features, given="imgae")
+
+
+def test_two_pictures_are_an_error_with_the_candidates():
+    with pytest.raises(DataError) as error:
+        find_image_column(Features({"left": Image(), "right": STRUCT, "label": TWO}), given=None)
+    assert str(error.value) == (
+        f"Several columns could be the image: 'left' (Image), 'right' (struct of bytes, path). Say which one with {IMAGE_FLAG}."
+    )
+    with pytest.raises(DataError, match=rf"could be the mask: 'mask' \(Image\), 'label' \(Image\).*{LABEL_FLAG}"):
+        find_mask_column(Features({"image": Image(), "mask": Image(), "label": Image()}), given=None)
+
+
+def test_strings_and_bytes_of_other_names_are_no_pictures():
+    features = Features({"title": STRING, "checksum": BINARY, "label": TWO})
+    message = (
+        "No column looks like the image. Columns there: 'title' (string), 'checksum' (binary), "
+        f"'label' (ClassLabel of 2). Say which one with {IMAGE_FLAG}."
+    )
+    with pytest.raises(DataError) as error:
+        find_image_column(features, given=None)
+    assert str(error.value) == message
+    with pytest.raises(DataError, match=rf"No column looks like the mask. Columns there: 'image'.*{LABEL_FLAG}"):
+        find_mask_column(Features({"image": Image(), "label": TWO}), given=None)
 
 
 def test_kinds_of_features():

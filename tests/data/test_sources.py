@@ -7,8 +7,10 @@ from pathlib import Path
 import datasets
 import pytest
 import tiny
+from PIL import Image
 
 from sft_hf.arguments import DataArguments
+from sft_hf.data.folders import as_encoded_images
 from sft_hf.data.sources import from_memory, load_splits, sample
 from sft_hf.errors import ArgumentError, DataError, HubError
 
@@ -137,6 +139,174 @@ def test_a_folder_from_save_to_disk(tmp_path, streaming):
     assert list(load(dataset_name=str(tmp_path / "alone"), streaming=streaming).splits) == ["train"]
 
 
+# Folders of pictures
+
+
+def picture(path: Path) -> Path:
+    """A file of one pixel."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (1, 1)).save(path, format="PNG")
+    return path
+
+
+def encoded(split) -> list[dict]:
+    """The rows with pictures as {bytes, path}; nothing is opened."""
+    for name, feature in split.features.items():
+        if isinstance(feature, datasets.Image):
+            split = split.cast_column(name, datasets.Image(decode=False))
+    return list(split)
+
+
+def paths(rows: list[dict], column: str, folder: Path) -> list[str]:
+    return [Path(row[column]["path"]).relative_to(folder).as_posix() for row in rows]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_class_folders_are_a_source(tmp_path, streaming):
+    for name in ("train/cat/1.png", "train/dog/2.Jpg", "dev/dog/1.png", "test/cat/1.png"):
+        picture(tmp_path / "pets" / name)
+    source = load(dataset_name=str(tmp_path / "pets"), streaming=streaming)
+    assert (source.kind, source.name, source.hub_id, source.id2label) == ("folder", "pets", None, None)
+    assert list(source.splits) == ["train", "validation", "test"]
+    assert isinstance(source.splits["train"], datasets.IterableDataset) == streaming
+    rows = encoded(source.splits["train"])
+    assert paths(rows, "image", tmp_path / "pets") == ["train/cat/1.png", "train/dog/2.Jpg"]
+    assert [(row["label"], row["example_id"]) for row in rows] == [(0, 0), (1, 1)]
+    assert encoded(source.splits["test"])[0]["label"] == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pictures_and_masks_with_the_names_of_ids_are_a_source(tmp_path, streaming):
+    for name in ("images/training/1.jpg", "annotations/training/1.png", "images/validation/1.jpg"):
+        picture(tmp_path / name)
+    picture(tmp_path / "annotations/validation/1.png")
+    write(tmp_path / "id2label.json", '{"0": "wall", "1": "sky"}')
+    source = load(dataset_name=str(tmp_path), streaming=streaming)
+    assert list(source.splits) == ["train", "validation"]
+    assert source.id2label == {0: "wall", 1: "sky"}
+    rows = encoded(source.splits["train"])
+    assert paths(rows, "image", tmp_path) == ["images/training/1.jpg"]
+    assert paths(rows, "mask", tmp_path) == ["annotations/training/1.png"]
+
+
+def metadata_folder(folder: Path) -> Path:
+    """As image and mask lie in a folder with metadata."""
+    for split in ("train", "test"):
+        picture(folder / split / "images/1.Jpg")
+        picture(folder / split / "masks/1.png")
+        row = '{"image_file_name": "images/1.Jpg", "label_file_name": "masks/1.png"}\n'
+        write(folder / split / "metadata.jsonl", row)
+    write(folder / "id2label.json", '{"0": "null", "1": "shirt"}')
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_metadata_with_pairs_of_files(tmp_path, streaming):
+    for name in ("1.txt", "2.txt", "3.txt", "Thumbs.db", ".DS_Store"):  # more than pictures, which datasets would read
+        write(metadata_folder(tmp_path) / "train/images" / name, "a caption")
+    source = load(dataset_name=str(tmp_path), streaming=streaming)
+    assert list(source.splits) == ["train", "test"]
+    assert source.id2label == {0: "null", 1: "shirt"}
+    for split, dataset in source.splits.items():
+        rows = encoded(dataset)
+        assert (paths(rows, "image", tmp_path), paths(rows, "label", tmp_path)) == (
+            [f"{split}/images/1.Jpg"],
+            [f"{split}/masks/1.png"],
+        )
+
+
+@pytest.mark.usefixtures("offline")
+def test_metadata_with_labels_without_the_hub(tmp_path):
+    picture(tmp_path / "train/a/1.png")
+    picture(tmp_path / "train/2.png")
+    write(tmp_path / "train/metadata.csv", "file_name,label\na/1.png,cat\n2.png,dog\n")
+    rows = encoded(load(dataset_name=str(tmp_path)).splits["train"])
+    assert paths(rows, "image", tmp_path) == ["train/a/1.png", "train/2.png"]
+    assert [row["label"] for row in rows] == ["cat", "dog"]
+
+
+def test_a_broken_file_of_names_is_an_error(tmp_path):
+    picture(tmp_path / "images/1.png")
+    picture(tmp_path / "masks/1.png")
+    write(tmp_path / "id2label.json", "{0: wall}")
+    with pytest.raises(DataError, match=f"^--dataset_name {tmp_path}/id2label.json: expected names by id, such as"):
+        load(dataset_name=str(tmp_path))
+
+
+def test_a_picture_without_its_mask_names_the_flag(tmp_path):
+    picture(tmp_path / "images/1.png")
+    picture(tmp_path / "images/2.png")
+    picture(tmp_path / "masks/1.png")
+    with pytest.raises(
+        DataError, match=f"^--dataset_name {tmp_path}, train: 1 of 2 pictures have no mask: images/2.png"
+    ):
+        load(dataset_name=str(tmp_path))
+
+
+# Tables of paths
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_paths_of_a_table_begin_at_its_folder(tmp_path, suffix, streaming):
+    rows = [
+        {"image": "pictures/1.png", "mask": "masks/1.png", "label": "cat"},
+        {"image": "2.png", "mask": "/m/2.png", "label": "dog"},
+    ]
+    path = tiny.write_rows(tmp_path / f"pets{suffix}", rows)
+    split = load_files(path, streaming=streaming).splits["train"]
+    assert list(split) == [
+        {"image": f"{tmp_path}/pictures/1.png", "mask": f"{tmp_path}/masks/1.png", "label": "cat", "example_id": 0},
+        {"image": f"{tmp_path}/2.png", "mask": "/m/2.png", "label": "dog", "example_id": 1},
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_paths_of_tables_in_several_folders(tmp_path, streaming):
+    """Each row's path begins at the folder of its own table, and the rows keep the order of the tables."""
+    files = []
+    for folder, names in (("b", ["1.png", "2.png"]), ("a", ["1.png"]), ("c", ["x/3.png", "4.png", "5.png"])):
+        (tmp_path / folder).mkdir()
+        files.append(
+            tiny.write_rows(tmp_path / folder / "list.csv", [{"img_path": name, "label": 1} for name in names])
+        )
+    rows = list(load_files(*files, streaming=streaming).splits["train"])
+    assert [Path(row["img_path"]).relative_to(tmp_path).as_posix() for row in rows] == [
+        "b/1.png", "b/2.png", "a/1.png", "c/x/3.png", "c/4.png", "c/5.png",
+    ]  # fmt: skip
+    assert [row["example_id"] for row in rows] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tables_in_several_folders_have_one_type(tmp_path, streaming):
+    files = []
+    for folder, label in (("a", 0.5), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        files.append(tiny.write_rows(tmp_path / folder / "list.jsonl", [{"image": "1.png", "label": label}]))
+    split = load_files(*files, streaming=streaming).splits["train"]
+    assert split.features["label"] == datasets.Value("float64")
+    assert [(row["image"], row["label"]) for row in split] == [
+        (f"{tmp_path}/a/1.png", 0.5),
+        (f"{tmp_path}/b/1.png", 2.0),
+    ]
+
+
+def test_a_table_of_texts_is_left_alone(tmp_path, monkeypatch):
+    """Pictures that a text comes with need not be there: whether a column of paths is of use is for the task to say."""
+    monkeypatch.setattr("sft_hf.data.sources.with_absolute_paths", lambda *_: pytest.fail("a text dataset was mapped"))
+    rows = [{"text": "woof", "label": "dog", "image": "https://example.com/1.jpg", "file": "notes.txt"}] * 2
+    split = load_files(tiny.write_rows(tmp_path / "train.jsonl", rows)).splits["train"]
+    assert split.to_list() == [{**row, "example_id": number} for number, row in enumerate(rows)]
+
+
+def test_missing_files_do_no_harm_where_nobody_reads_them(tmp_path):
+    rows = [{"text": "woof", "label": "dog", "image": "no/1.jpg"}]
+    split = load_files(tiny.write_rows(tmp_path / "train.csv", rows)).splits["train"]
+    assert split[0]["text"] == "woof"
+    with pytest.raises(DataError, match=rf"Column 'image': 1 of 1 values \(row 0: {tmp_path}/no/1.jpg\) name no file"):
+        as_encoded_images(split, "image")
+
+
 # Split names
 
 
@@ -247,6 +417,54 @@ def test_what_is_not_in_the_cache_is_an_error_at_once_without_the_hub(monkeypatc
     monkeypatch.setattr("sft_hf.hub.time.sleep", lambda seconds: pytest.fail("waited for a Hub that is switched off"))
     with pytest.raises(HubError, match="--dataset_name a/never-seen: HF_HUB_OFFLINE is set and this dataset is not"):
         load(dataset_name="a/never-seen")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_repository_names_the_ids_of_its_masks(hub, repo_id, tmp_path, streaming):
+    hub.add_repo("dataset", repo_id, metadata_folder(tmp_path))
+    source = load(dataset_name=repo_id, streaming=streaming)
+    assert source.id2label == {0: "null", 1: "shirt"}
+    assert (source.kind, source.hub_id) == ("hub", repo_id)
+
+
+def test_names_of_ids_are_of_the_revision_and_with_the_token(hub, repo_id, tmp_path):
+    old = hub.add_repo("dataset", repo_id, metadata_folder(tmp_path), private=True)
+    write(tmp_path / "id2label.json", '{"0": "null", "1": "coat"}')
+    hub.add_repo("dataset", repo_id, tmp_path, private=True)
+    names = [load(dataset_name=repo_id, dataset_revision=revision, token=ALICE).id2label for revision in (old, None)]
+    assert names == [{0: "null", 1: "shirt"}, {0: "null", 1: "coat"}]
+
+
+def test_names_of_ids_survive_a_failure_and_a_lost_hub(hub, repo_id, tmp_path, request):
+    hub.add_repo("dataset", repo_id, metadata_folder(tmp_path / "data"))
+    hub.fail("HEAD", "id2label.json", status=503)
+    assert load(dataset_name=repo_id, cache_dir=str(tmp_path)).id2label == {0: "null", 1: "shirt"}
+    assert list(tmp_path.glob("datasets--*/snapshots/*/id2label.json"))
+    request.getfixturevalue("offline")
+    assert load(dataset_name=repo_id, cache_dir=str(tmp_path)).id2label == {0: "null", 1: "shirt"}
+
+
+def test_names_of_ids_that_cannot_be_had(hub, repo_id, tmp_path):
+    folder = metadata_folder(tmp_path)
+    hub.add_repo("dataset", repo_id, folder)
+    hub.fail("HEAD", "id2label.json", status=503, times=100)
+    with pytest.raises(HubError, match=rf"--dataset_name {repo_id}: the Hub could not be asked"):
+        load(dataset_name=repo_id)
+    hub.clear_failures()
+    write(folder / "id2label.json", "[]")
+    hub.add_repo("dataset", repo_id, folder)
+    with pytest.raises(DataError, match=rf"--dataset_name {repo_id}, id2label.json: expected names by id"):
+        load(dataset_name=repo_id)
+    (folder / "id2label.json").unlink()
+    hub.add_repo("dataset", repo_id, folder)
+    assert load(dataset_name=repo_id).id2label is None
+
+
+def test_a_repository_without_masks_is_not_asked_for_names(hub, repo_id):
+    hub.add_repo("dataset", repo_id, {"train.csv": TABLE, "id2label.json": "[]"})
+    before = len(hub.requests)
+    assert load(dataset_name=repo_id).id2label is None
+    assert not [request.path for request in hub.requests[before:] if "id2label" in request.path]
 
 
 # What goes wrong on the Hub
@@ -406,6 +624,12 @@ def test_builtin_data_is_a_source_like_any_other(monkeypatch):
     source = load(dataset_name="builtin:docstrings")
     assert (source.kind, source.name, source.hub_id) == ("builtin", "builtin:docstrings", None)
     assert source.splits["train"].to_list() == NUMBERED
+
+
+def test_builtin_scenes_name_the_ids_of_their_masks(monkeypatch):
+    splits = datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))
+    monkeypatch.setattr("sft_hf.data.sources.builtin_dataset", {"digit_scenes": splits}.__getitem__)
+    assert load(dataset_name="builtin:digit_scenes").id2label[10] == "9"
 
 
 def test_a_folder_that_moves_on_is_read_again(tmp_path):

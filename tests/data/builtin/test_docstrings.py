@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 from datasets import ClassLabel, Value
 
-from sft_hf.data import builtin
-from sft_hf.data.builtin import TEXTS_PER_LIBRARY, builtin_dataset, first_paragraph
-from sft_hf.errors import ArgumentError, DataError
+from sft_hf.data.builtin import builtin_dataset
+from sft_hf.data.builtin.docstrings import TEXTS_PER_LIBRARY, _documented, _read, first_paragraph
+from sft_hf.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_broken_docstring_is_passed_over():
         def __doc__(self):
             raise RuntimeError
 
-    assert builtin._read(Broken(), "__doc__") is None
+    assert _read(Broken(), "__doc__") is None
 
 
 def test_only_the_librarys_own_public_names_are_read():
@@ -116,12 +116,7 @@ def test_only_the_librarys_own_public_names_are_read():
 
     own.__module__ = hidden.__module__ = "mine.core"
     module.own, module._hidden, module.dumps, module.json, module.number = own, hidden, json.dumps, json, 3
-    assert list(builtin._documented(module)) == [own]
-
-
-def test_an_unknown_name_lists_those_there():
-    with pytest.raises(ArgumentError, match=r"--dataset_name builtin:docs: the built-in datasets are docstrings\."):
-        builtin_dataset("docs")
+    assert list(_documented(module)) == [own]
 
 
 def test_a_package_that_is_not_installed(monkeypatch):

@@ -1,11 +1,10 @@
-"""Datasets that need no download: made from what is installed, for a first run and for tests.
+"""`builtin:docstrings`: which library a docstring comes from.
 
-    builtin_dataset("docstrings")["train"][0]
+    docstrings()["train"][0]
     -> {"text": "Return a copy of the array with each element clipped to ...", "label": 0}
 
-`docstrings` asks which library a docstring comes from: the first paragraphs of the public functions, classes and
-methods of numpy, pandas, scikit-learn, scipy and torch, with the libraries' names masked. It depends on the installed
-versions; they stand in the dataset's description.
+The first paragraphs of the public functions, classes and methods of numpy, pandas, scikit-learn, scipy and torch, with
+the libraries' names masked. It depends on the installed versions; they stand in the dataset's description.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ import inspect
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Value
 
 from sft_hf.data.splits import hold_out
-from sft_hf.errors import ArgumentError, DataError
+from sft_hf.errors import DataError
 
 # Distribution -> the modules whose public names are read. A list, not a walk: importing unknown modules prints, warns
 # and takes long.
@@ -70,27 +69,11 @@ POINTER = re.compile(
 NO_PROSE = re.compile(r"[\w.]+\(.*\)(?: ?->.*)?|\.\. .*")
 
 
-def builtin_dataset(name: str) -> DatasetDict:
-    """The built-in dataset `name`, with the splits train, validation and test.
+def docstrings() -> DatasetDict:
+    """Text classification: about 600 texts of each of five libraries, none twice, as train, validation and test.
 
-    Raises ArgumentError for an unknown name, DataError where a package that it is made from is not installed.
+    Raises DataError where one of the libraries is not installed.
     """
-    if name not in BUILTIN_DATASETS:
-        raise ArgumentError(f"--dataset_name builtin:{name}: the built-in datasets are {', '.join(BUILTIN_DATASETS)}.")
-    return BUILTIN_DATASETS[name]()
-
-
-def first_paragraph(docstring: str) -> str:
-    """The first paragraph of prose on one line, without markup and with the libraries' names masked."""
-    for paragraph in PARAGRAPH_END.split(docstring.strip(), maxsplit=3)[:3]:
-        text = " ".join(paragraph.split())
-        if text and not NO_PROSE.fullmatch(text):
-            return NAMES.sub(MASK, ROLE.sub(r"\1", text).replace("`", "").replace("::", ":"))
-    return ""
-
-
-def _docstrings() -> DatasetDict:
-    """Text classification: from which of five libraries a docstring comes; about 600 texts of each, none twice."""
     texts = {library: _texts(library) for library in MODULES}
     libraries = Counter(key for library in texts for key in texts[library])
     rows = []
@@ -111,6 +94,15 @@ def _docstrings() -> DatasetDict:
             for split, chosen in _split([label for _, label in rows]).items()
         }
     )
+
+
+def first_paragraph(docstring: str) -> str:
+    """The first paragraph of prose on one line, without markup and with the libraries' names masked."""
+    for paragraph in PARAGRAPH_END.split(docstring.strip(), maxsplit=3)[:3]:
+        text = " ".join(paragraph.split())
+        if text and not NO_PROSE.fullmatch(text):
+            return NAMES.sub(MASK, ROLE.sub(r"\1", text).replace("`", "").replace("::", ":"))
+    return ""
 
 
 def _split(labels: list[int]) -> dict[str, np.ndarray]:
@@ -186,6 +178,3 @@ def _read(owner: Any, name: str) -> Any:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-BUILTIN_DATASETS: dict[str, Callable[[], DatasetDict]] = {"docstrings": _docstrings}
