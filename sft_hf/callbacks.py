@@ -44,7 +44,6 @@ class Timing(TrainerCallback):
 
     def __init__(self):
         self.step_seconds = 0.0
-        self.num_steps = 0
         self.seconds_to_first_step: float | None = None
         self._mark = 0.0
 
@@ -57,7 +56,6 @@ class Timing(TrainerCallback):
         now = time.perf_counter()
         self.step_seconds += now - self._mark
         self._mark = now
-        self.num_steps += 1
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = time.time() - psutil.Process().create_time()
 

@@ -4,12 +4,15 @@ import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from sft_hf import artefacts, launching
-from sft_hf.arguments import FinetuningArguments, Parsed
+import sft_hf
+from sft_hf import launching
+from sft_hf.arguments import FinetuningArguments
 from sft_hf.errors import ArgumentError
+from sft_hf.flags import SECRETS, Parsed
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +22,23 @@ MAY_CHANGE = re.compile(
     r"|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor|multiprocessing_context)"
     r"|preprocessing_num_workers|num_cpu_threads_per_process|save_total_limit|ddp_.*|local_rank|debug"
 )
+
+
+def recordable(parsed: Parsed) -> dict[str, Any]:
+    """Flags as recipe.yaml holds them: no secrets, and null only where it takes a recipe's default back."""
+    return {
+        name: value
+        for name, value in parsed.values.items()
+        if name not in SECRETS and (value is not None or name in parsed.layers)
+    }
+
+
+def write_recipe(output_dir: str, parsed: Parsed) -> None:
+    """Write recipe.yaml, before training, so that a killed run knows itself."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recordable(parsed), sort_keys=False, allow_unicode=True)
+    (folder / "recipe.yaml").write_text(f"# sft_hf {sft_hf.__version__}\n{text}", encoding="utf-8")
 
 
 def state_of(folder: Path, parsed: Parsed, resume: str) -> str:
@@ -40,7 +60,7 @@ def state_of(folder: Path, parsed: Parsed, resume: str) -> str:
             "Choose another --output_dir, or delete the folder."
         )
     there = yaml.safe_load(recipe.read_text()) or {}
-    now = yaml.safe_load(yaml.safe_dump(artefacts.recordable(parsed)))
+    now = yaml.safe_load(yaml.safe_dump(recordable(parsed)))
     different = [
         key for key in sorted({*there, *now}) if there.get(key) != now.get(key) and not MAY_CHANGE.fullmatch(key)
     ]

