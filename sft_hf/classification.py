@@ -3,31 +3,30 @@
 Tasks for text, images and audio differ in their inputs alone; this is the other half.
 """
 
-import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from datasets import Dataset, Features, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sft_hf.arguments import FinetuningArguments, ModelArguments
+from sft_hf.class_weights import resolve_class_weights
 from sft_hf.data.columns import find_label_column
 from sft_hf.data.label_resolution import resolve_labels
 from sft_hf.data.labels import Labels, encode_column
+from sft_hf.data.sources import Source
 from sft_hf.errors import ArgumentError, DataError
-from sft_hf.losses import Loss, balanced_class_weights, make_loss
+from sft_hf.losses import Loss, make_loss
 from sft_hf.metrics import EvaluateModules, Metrics, MultiLabelMetrics, RegressionMetrics, SingleLabelMetrics
 from sft_hf.task import AnyDataset, Batch, Columns, Task
 
 logger = logging.getLogger(__name__)
 STREAM_PEEK = 100  # rows of a streamed test split that tell whether it has labels
+ENCODED_LABEL = "encoded_label"  # the column in which the labels of chosen rows wait for preprocess
 NOT_MODEL_INPUTS = ("labels", "example_id", "length")
 
 
@@ -61,9 +60,10 @@ class Classification(Task):
         """The label column's name."""
         return find_label_column(features, given=self.label_column_name)
 
-    def labels(self, splits: Mapping[str, AnyDataset], columns: Columns) -> Labels:
+    def labels(self, source: Source, columns: Columns) -> Labels:
         """Resolve the label column over all splits; a stream must say everything by its features or --class_names."""
         assert columns.label is not None
+        splits = source.splits
         values = {
             split: list(dataset[columns.label])
             for split, dataset in splits.items()
@@ -108,7 +108,10 @@ class Classification(Task):
             )
         if isinstance(dataset, IterableDataset):
             return dataset.filter(_IsLabelled(columns.label, labels, columns.label_feature(dataset)))
-        keep = [row for row, label in enumerate(self.encoded(dataset, columns, labels)) if label is not None]
+        encoded = self.encoded(dataset, columns, labels)
+        # A column that is added after rows were chosen would copy all of them, pictures included.
+        dataset = dataset.add_column(ENCODED_LABEL, encoded)
+        keep = [row for row, label in enumerate(encoded) if label is not None]
         if len(keep) == len(dataset):
             return dataset
         logger.warning(
@@ -120,7 +123,7 @@ class Classification(Task):
         """The encoded labels; regression draws at random."""
         if labels.problem_type == "regression":
             return None
-        return self.encoded(train, columns, labels)
+        return train[ENCODED_LABEL][:]
 
     def initialise(self, model: PreTrainedModel, train: AnyDataset, labels: Labels) -> None:
         """Start the bias of a new head at the base rates: log-odds of each label, or the mean of each target.
@@ -143,7 +146,9 @@ class Classification(Task):
             head.bias.copy_(rates)
         logger.info("the new head starts at the base rates of the %d training labels", len(targets))
 
-    def load_loss(self, train: AnyDataset, labels: Labels, training_args: FinetuningArguments) -> Loss:
+    def load_loss(
+        self, train: AnyDataset, labels: Labels, training_args: FinetuningArguments, model: PreTrainedModel
+    ) -> Loss:
         """The loss of --loss, --class_weights, --label_smoothing_factor and --focal_gamma."""
         return make_loss(
             self.loss,
@@ -154,37 +159,28 @@ class Classification(Task):
         )
 
     def _class_weights(self, train: AnyDataset, labels: Labels) -> Tensor | None:
-        if self.class_weights == "none":
-            return None
-        if labels.problem_type == "regression":
+        if self.class_weights != "none" and labels.problem_type == "regression":
             raise ArgumentError(f"--class_weights {self.class_weights}: the labels are numbers, there are no classes.")
-        if self.class_weights != "balanced":
-            return _read_class_weights(Path(self.class_weights), labels)
-        if isinstance(train, IterableDataset):
-            raise ArgumentError(
-                "--class_weights balanced counts the whole training set first, --streaming never has it: "
-                "give the weights in a FILE."
-            )
-        encoded = np.asarray(train["labels"])
-        counts = np.bincount(encoded, minlength=labels.num_labels) if encoded.ndim == 1 else encoded.sum(axis=0)
-        weights = balanced_class_weights([int(count) for count in counts])
-        logger.info("class weights: %s", dict(zip(labels.names, [round(float(w), 3) for w in weights], strict=True)))
-        return weights
+        return resolve_class_weights(self.class_weights, names=labels.names, counts=lambda: _counts(train, labels))
 
     def loss_denominators(self, loss: Loss, batch: Batch) -> dict[str, Tensor]:
         """One: what the loss of the items is divided by (their number, or the sum of their class weights)."""
-        return {"items": loss.denominator(batch["labels"])}
+        return loss.denominators(batch["labels"])
 
     def loss_sums(self, loss: Loss, model: PreTrainedModel, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
         """Forward without labels, so that no head computes a loss of its own; then the sum over the items."""
         outputs = model(**model_inputs(batch))
         if "labels" not in batch:
             return outputs, {}
-        return outputs, {"items": loss(outputs.logits, batch["labels"])}
+        return outputs, loss.sums(outputs.logits, batch["labels"])
 
-    def predict(self, outputs: Any) -> np.ndarray:
+    def predict(self, outputs: Any, batch: Batch, processor: Any) -> np.ndarray:
         """Logits `(batch, num_labels)`, float32."""
         return outputs.logits.detach().float().cpu().numpy()
+
+    def references(self, batch: Batch) -> np.ndarray:
+        """The labels of the batch."""
+        return batch["labels"].cpu().numpy()
 
     def load_metrics(self, labels: Labels, model_args: ModelArguments) -> Metrics:
         """The accumulator of the problem, with the modules of --metrics."""
@@ -205,9 +201,9 @@ class Classification(Task):
             return logits.sigmoid().numpy()
         return logits.softmax(-1).numpy()
 
-    def describe(self, prediction: np.ndarray, labels: Labels, thresholds: np.ndarray | None) -> dict[str, Any]:
+    def describe(self, kept: np.ndarray, labels: Labels, thresholds: np.ndarray | None) -> dict[str, Any]:
         """The class and its score, the classes over their thresholds, or the values."""
-        scores = self.scores(prediction[None], labels)[0]
+        scores = self.scores(kept[None], labels)[0]
         if labels.problem_type == "regression":
             return {"prediction": [round(float(score), 6) for score in scores]}
         if labels.problem_type == "multi_label_classification":
@@ -220,10 +216,24 @@ class Classification(Task):
         best = int(scores.argmax())
         return {"prediction": labels.names[best], "score": round(float(scores[best]), 6)}
 
-    def pipeline_predictions(self, outputs: list[Any], labels: Labels) -> np.ndarray:
-        """The pipeline's answers (top_k=None: a list of {label, score} an example) in the labels' order."""
-        by_name = [{item["label"]: item["score"] for item in answer} for answer in outputs]
-        return np.array([[answer[name] for name in labels.names] for answer in by_name], dtype=np.float32)
+    def describe_label(self, row: dict, columns: Columns, labels: Labels, feature: Any) -> Any:
+        """A name, a list of names, or numbers."""
+        encoded = labels.encode(row[columns.label], feature) if columns.label in row else None
+        if encoded is None or labels.problem_type == "regression":
+            return encoded
+        if labels.problem_type == "single_label_classification":
+            return labels.names[encoded]
+        return [name for name, active in zip(labels.names, encoded, strict=True) if active]
+
+    def reload_difference(self, predictions: list[np.ndarray], answers: list[Any], labels: Labels) -> float:
+        """The largest difference of two scores; for regression over the largest value where that is over one.
+
+        An answer is a list of {label, score}, one for each label (top_k=None).
+        """
+        by_name = [{item["label"]: item["score"] for item in answer} for answer in answers]
+        answered = np.array([[answer[name] for name in labels.names] for answer in by_name], dtype=np.float32)
+        wanted = self.scores(np.stack(predictions), labels)
+        return float(np.abs(answered - wanted).max()) / max(1.0, float(np.abs(wanted).max()))
 
 
 def _new_head(model: PreTrainedModel, num_labels: int) -> torch.nn.Linear | None:
@@ -256,22 +266,8 @@ def labels_tensor(values: list, problem_type: str) -> Tensor:
     return torch.tensor(values, dtype=torch.long if problem_type == "single_label_classification" else torch.float32)
 
 
-def _read_class_weights(path: Path, labels: Labels) -> Tensor:
-    flag = f"--class_weights {path}"
-    if not path.is_file():
-        raise ArgumentError(f"{flag}: expected none, balanced, or an existing json or yaml file.")
-    try:
-        content = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
-        raise ArgumentError(f"{flag} cannot be read: {error}") from None
-    if isinstance(content, dict):
-        content = {str(name): weight for name, weight in content.items()}
-        if set(content) != set(labels.names):
-            missing, unknown = sorted(set(labels.names) - set(content)), sorted(set(content) - set(labels.names))
-            raise ArgumentError(f"{flag}: no weight for {missing or 'nothing'}; unknown classes {unknown or 'none'}.")
-        content = [content[name] for name in labels.names]
-    if not isinstance(content, list) or len(content) != labels.num_labels:
-        raise ArgumentError(f"{flag}: expected {labels.num_labels} weights, in the order of {', '.join(labels.names)}.")
-    if not all(isinstance(weight, (int, float)) and weight >= 0 for weight in content):
-        raise ArgumentError(f"{flag}: weights are numbers of 0 or more, got {content}.")
-    return torch.tensor(content, dtype=torch.float32)
+def _counts(train: AnyDataset, labels: Labels) -> np.ndarray | None:
+    if isinstance(train, IterableDataset):
+        return None
+    encoded = np.asarray(train["labels"])
+    return np.bincount(encoded, minlength=labels.num_labels) if encoded.ndim == 1 else encoded.sum(axis=0)

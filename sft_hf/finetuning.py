@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,12 @@ from datasets import IterableDataset
 from transformers import EarlyStoppingCallback
 
 from sft_hf import artefacts, hub, launching, run_folder
-from sft_hf.arguments import (
-    DataArguments,
-    FinetuningArguments,
-    ModelArguments,
-    Parsed,
-    parse_arguments,
-    resolve_cpu_precision,
-)
+from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments, resolve_cpu_precision
 from sft_hf.configuration import apply_environment, config_environment
 from sft_hf.data.labels import Labels
+from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError
+from sft_hf.flags import Parsed, parse_arguments
 from sft_hf.method import Method
 from sft_hf.preparation import Prepared, prepare
 from sft_hf.pretrained import freeze_base_model, resolve_model
@@ -35,6 +31,7 @@ from sft_hf.task import AnyDataset, Task
 from sft_hf.trainer import SftTrainer
 
 logger = logging.getLogger(__name__)
+SPLIT_PREFIXES = {"validation": "eval", "test": "test"}
 
 
 def finetune(
@@ -42,14 +39,14 @@ def finetune(
     /,
     *,
     methods: Sequence[type[Method]] = (),
-    model_defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    model_defaults: Mapping[str | tuple[str, str], Mapping[str, Any]] | None = None,
     description: str | None = None,
     **defaults: Any,
 ) -> dict[str, float]:
     """Run a recipe by the flags of the command line; returns the metrics of the last evaluated split.
 
-    `defaults` are the recipe's flags; `model_defaults` replace some of them for a model of that name, or, under
-    "from_scratch", where the weights start random. Ends the process with the exit codes of `sft_hf.errors` when something
+    `defaults` are the recipe's flags; `model_defaults` replace some of them for a model of that name, for a pair of model and
+    dataset, or, under "from_scratch", where the weights start random. Ends the process with the exit codes of `sft_hf.errors` when something
     goes wrong.
     """
     with launching.exit_codes():
@@ -78,7 +75,7 @@ def _run(parsed: Parsed) -> dict[str, float]:
     if state == "complete":
         return _finish_complete_run(training_args, parsed)
     if launching.is_main_process():
-        artefacts.write_recipe(training_args.output_dir, parsed)
+        run_folder.write_recipe(training_args.output_dir, parsed)
     trainer, prepared = _build(task, data_args, model_args, training_args, methods=tuple(methods), datasets=None)
     _train(trainer, training_args)
     results, predictions = _evaluate(trainer, prepared, started=started)
@@ -116,10 +113,11 @@ def _build(task, data_args, model_args, training_args, *, methods, datasets) -> 
         prepared = prepare(task, data_args, model_args, training_args, datasets=datasets)
     if model_args.freeze_base_model:
         freeze_base_model(prepared.model)
+    methods = tuple(method.prepare(labels=prepared.labels) for method in methods)
     model = prepared.model
     for method in methods:
         model = method.wrap_model(model)
-    loss = task.load_loss(prepared.examples["train"], prepared.labels, training_args)
+    loss = task.load_loss(prepared.examples["train"], prepared.labels, training_args, model)
     _choose_best_metric(task, prepared.labels, model_args, training_args)
     callbacks = [callback for method in methods for callback in method.callbacks()]
     if training_args.early_stopping_patience is not None:
@@ -131,6 +129,7 @@ def _build(task, data_args, model_args, training_args, *, methods, datasets) -> 
         loss=loss,
         make_metrics=lambda: task.load_metrics(prepared.labels, model_args),
         methods=methods,
+        **_readers(task, prepared, training_args),
         hub_model_id=training_args.hub_model_id,
         freeze_base_model=model_args.freeze_base_model,
         model=model,
@@ -142,6 +141,16 @@ def _build(task, data_args, model_args, training_args, *, methods, datasets) -> 
         callbacks=callbacks,
     )
     return trainer, prepared
+
+
+def _readers(task: Task, prepared: Prepared, training_args: FinetuningArguments) -> dict[str, Any]:
+    """What reads the rows of training and of evaluation, where they become examples on the fly."""
+    make = partial(task.load_reader, prepared.processor, prepared.model, prepared.columns, prepared.labels)
+    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+    readers = {name: make(split=name.removeprefix("read_"), seed=seed) for name in ("read_train", "read_evaluation")}
+    if training_args.chooses_num_workers and readers["read_train"]:
+        training_args.dataloader_num_workers = launching.num_reading_workers(on_cpu=training_args.use_cpu)
+    return readers
 
 
 def _choose_best_metric(
@@ -201,13 +210,18 @@ def _evaluate(
     """The best model on validation and, once, on test: the results, and the predictions for test."""
     metrics, predictions = {"validation": _plain(trainer.evaluate(), "eval")}, None
     test = prepared.examples.get("test")
+    keep = partial(trainer.task.keep_prediction, folder=Path(trainer.args.output_dir) / "predictions")
     if test is not None and _is_labelled(test):
-        on_test, predictions = trainer.evaluate_and_predict(test, metric_key_prefix="test")
+        on_test, predictions = trainer.evaluate_and_predict(test, metric_key_prefix="test", keep=keep)
         metrics["test"] = _plain(on_test, "test")
     elif test is not None:
-        predictions = trainer.predictions(test)
+        predictions = trainer.predictions(test, keep=keep)
     training = artefacts.training_facts(trainer, started=started)
-    return {"task": trainer.task.pipeline_tag, "metrics": metrics, "training": training}, predictions
+    per_class = {
+        split: trainer.details[prefix] for split, prefix in SPLIT_PREFIXES.items() if trainer.details.get(prefix)
+    }
+    results = {"task": trainer.task.pipeline_tag, "metrics": metrics, "training": training}
+    return {**results, **({"per_class": per_class} if per_class else {})}, predictions
 
 
 def _is_labelled(dataset: AnyDataset) -> bool:
@@ -245,11 +259,18 @@ def _leave_behind(
         training_args.output_dir,
         trust_remote_code=parsed.instances[1].trust_remote_code,
     )
+    trainer.task.report_examples(
+        sample_rows,
+        [expected[row[EXAMPLE_ID]] for row in sample_rows],
+        prepared.columns,
+        prepared.labels,
+        folder=Path(training_args.output_dir) / "reports",
+    )
     artefacts.write_all(trainer, prepared, results, parsed, predictions)
     if training_args.push_to_hub:
         _push(training_args)
     artefacts.print_results(results)
-    artefacts.print_next_command(prepared.source, training_args.output_dir)
+    artefacts.print_next_command(trainer.task, prepared.source, training_args.output_dir)
 
 
 def _last_metrics(results: dict[str, Any]) -> dict[str, float]:

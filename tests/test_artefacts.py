@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import yaml
 
 from sft_hf import artefacts
-from sft_hf.arguments import Parsed
-from sft_hf.artefacts import label_in_words, recordable
-from sft_hf.data.labels import Labels
 from sft_hf.errors import ReloadError
 from sft_hf.task import Columns
 
@@ -31,12 +27,6 @@ def run_in(world, output_dir, *more, file="train.csv"):
     )
 
 
-def test_no_secret_is_recorded_and_null_only_where_it_takes_a_default_back():
-    values = {"seed": 1, "token": "hf_x", "hub_token": "hf_x", "max_length": None, "save_total_limit": None}
-    parsed = Parsed((), values, {"save_total_limit": "run.yaml", "seed": "recipe"})
-    assert recordable(parsed) == {"seed": 1, "save_total_limit": None}
-
-
 def test_a_run_folder_is_complete(world, tmp_path):
     run_in(world, tmp_path)
     there = {path.name for path in tmp_path.iterdir()}
@@ -52,22 +42,6 @@ def test_a_run_folder_is_complete(world, tmp_path):
     assert results["data"]["rows"] == {"train": 86, "validation": 10}
     assert results["label_names"] == ["animals", "kitchen", "weather"]
     assert results["versions"]["transformers"]
-
-
-def test_the_card_is_valid_for_data_that_the_hub_does_not_have(world, tmp_path):
-    """Pitfall 35: names of local data are no dataset ids, and the Hub refuses such a card."""
-    run_in(world, tmp_path)
-    metadata = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
-    assert "datasets" not in metadata
-    assert metadata["pipeline_tag"] == "text-classification"
-    assert metadata["model-index"][0]["results"][0]["dataset"] == {
-        "name": world.name,  # of the folder: train.csv says nothing
-        "type": world.name,
-        "split": "validation",
-    }
-    text = (tmp_path / "README.md").read_text()
-    assert str(world) not in text
-    assert "--train_file train.csv" in text
 
 
 def test_thresholds_of_multi_label_classes_are_saved(world, tmp_path):
@@ -92,12 +66,6 @@ def test_a_model_that_reloads_as_another_fails_the_run(world, tmp_path, monkeypa
     assert run.exit_code == ReloadError.exit_code == 1
     assert "reloaded with transformers.pipeline, differs from the trainer by" in run.output
     assert not (tmp_path / "results.json").exists()
-
-
-def test_labels_in_words():
-    assert label_in_words(1, Labels("single_label_classification", ("a", "b"))) == "b"
-    assert label_in_words([1.0, 0.0, 1.0], Labels("multi_label_classification", ("a", "b", "c"))) == ["a", "c"]
-    assert label_in_words([2.5], Labels("regression", ("value",))) == [2.5]
 
 
 def test_the_reload_sample_is_spread_over_the_split():

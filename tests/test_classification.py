@@ -10,6 +10,7 @@ from sft_hf.classification import labels_tensor, model_inputs
 from sft_hf.data.labels import Labels
 from sft_hf.errors import ArgumentError
 from sft_hf.metrics import MultiLabelMetrics, RegressionMetrics, SingleLabelMetrics
+from sft_hf.task import Columns
 from sft_hf.tasks.text_classification import TextClassification
 
 SINGLE = Labels("single_label_classification", ("a", "b"))
@@ -24,46 +25,18 @@ def weights_of(loss) -> list[float]:
 
 def test_balanced_class_weights_come_from_the_training_split():
     train = Dataset.from_dict({"labels": [0, 0, 0, 1]})
-    loss = TextClassification(class_weights="balanced").load_loss(train, SINGLE, ARGUMENTS)
+    loss = TextClassification(class_weights="balanced").load_loss(train, SINGLE, ARGUMENTS, None)
     assert weights_of(loss) == pytest.approx([4 / (2 * 3), 4 / (2 * 1)])
 
 
-def test_class_weights_from_a_file(tmp_path):
-    by_name = tmp_path / "weights.json"
-    by_name.write_text('{"b": 3, "a": 1}')
-    assert weights_of(TextClassification(class_weights=str(by_name)).load_loss(None, SINGLE, ARGUMENTS)) == [1, 3]
-    in_order = tmp_path / "weights.yaml"
-    in_order.write_text("[0.5, 2]")
-    assert weights_of(TextClassification(class_weights=str(in_order)).load_loss(None, SINGLE, ARGUMENTS)) == [0.5, 2]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"a": 1}', r"no weight for \['b'\]"),
-        ('{"a": 1, "b": 1, "c": 1}', r"unknown classes \['c'\]"),
-        ("[1, 2, 3]", "expected 2 weights, in the order of a, b"),
-        ('["x", 1]', "weights are numbers"),
-        ("[1, ", "cannot be read"),
-    ],
-)
-def test_a_wrong_weights_file_says_what_is_wrong(tmp_path, content, message):
-    path = tmp_path / "weights.json"
-    path.write_text(content)
-    with pytest.raises(ArgumentError, match=message):
-        TextClassification(class_weights=str(path)).load_loss(None, SINGLE, ARGUMENTS)
-
-
-def test_class_weights_need_classes_and_a_file_that_exists():
+def test_class_weights_need_classes():
     with pytest.raises(ArgumentError, match="--class_weights balanced: the labels are numbers"):
-        TextClassification(class_weights="balanced").load_loss(None, NUMBER, ARGUMENTS)
-    with pytest.raises(ArgumentError, match="expected none, balanced, or an existing"):
-        TextClassification(class_weights="ballanced").load_loss(None, SINGLE, ARGUMENTS)
+        TextClassification(class_weights="balanced").load_loss(None, NUMBER, ARGUMENTS, None)
 
 
 def test_a_loss_that_does_not_fit_the_labels_names_those_that_do():
     with pytest.raises(ArgumentError, match="--loss"):
-        TextClassification(loss="mse").load_loss(None, SINGLE, ARGUMENTS)
+        TextClassification(loss="mse").load_loss(None, SINGLE, ARGUMENTS, None)
 
 
 def test_the_accumulator_fits_the_problem():
@@ -89,7 +62,22 @@ def test_predictions_in_words():
 
 def test_pipeline_answers_come_in_any_order():
     answer = [{"label": "b", "score": 0.9}, {"label": "a", "score": 0.1}]
-    assert TextClassification().pipeline_predictions([answer], SINGLE)[0] == pytest.approx([0.1, 0.9])
+    logits = np.log([0.1, 0.9])
+    assert TextClassification().reload_difference([logits], [answer], SINGLE) < 1e-6
+    assert TextClassification().reload_difference([logits[::-1]], [answer], SINGLE) == pytest.approx(0.8)
+
+
+def test_a_difference_of_numbers_is_relative_to_large_ones():
+    answers = [[{"label": "value", "score": 199.0}]]
+    assert TextClassification().reload_difference([np.array([200.0])], answers, NUMBER) == pytest.approx(0.005)
+
+
+def test_labels_in_words():
+    task, columns = TextClassification(), Columns(("text",), "label")
+    assert task.describe_label({"label": "b"}, columns, SINGLE, None) == "b"
+    assert task.describe_label({"label": ["b", "a"]}, columns, MULTI, None) == ["a", "b"]
+    assert task.describe_label({"label": 2.5}, columns, NUMBER, None) == [2.5]
+    assert task.describe_label({"text": "unlabelled"}, columns, SINGLE, None) is None
 
 
 def test_label_tensors_and_model_inputs():

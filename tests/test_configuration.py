@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 import sft_hf
-from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments, parse_arguments
+from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
 from sft_hf.configuration import apply_environment, config_environment, config_path, read_config
 from sft_hf.errors import ArgumentError
+from sft_hf.flags import parse_arguments
 from sft_hf.tasks.text_classification import TextClassification
 
 RECIPES = Path(__file__).parent.parent / "recipes"

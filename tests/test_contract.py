@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import tiny
 import yaml
+from PIL import Image
 
 from sft_hf import Method, build_trainer
 from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
 from sft_hf.data.sources import from_memory
+from sft_hf.losses import Loss
 from sft_hf.preparation import prepare
+from sft_hf.tasks.image_classification import ImageClassification
+from sft_hf.tasks.semantic_segmentation import SemanticSegmentation
 from sft_hf.tasks.text_classification import TextClassification
 
 
@@ -23,7 +27,14 @@ class Case:
     data: str
     model: str
     expected: str  # a metric that the run reports
+    recipe: str = "text_cls"
+    flags: tuple[str, ...] = ()  # beyond those of every case
 
+
+# With these a segmenter of this size soon finds more than the background, so that there is something to compare.
+TWO_EPOCHS = ("--augmentation", "none", "--per_device_train_batch_size", "4", "--num_train_epochs", "2")
+EVEN = ("--class_weights", "balanced", "--learning_rate", "0.01", *TWO_EPOCHS)
+SMALL_FCN = ("--config_overrides", "backbone=test_resnet")
 
 CASES = {
     "text, single label": Case(TextClassification, "single", "bert", "accuracy"),
@@ -31,6 +42,21 @@ CASES = {
     "text, numbers": Case(TextClassification, "regression", "bert", "mse"),
     "text, decoder": Case(TextClassification, "single", "decoder", "accuracy"),
     "text, lstm": Case(TextClassification, "single", "builtin:lstm", "accuracy"),
+    "image, single label": Case(ImageClassification, "colours", "vit", "accuracy", "image_cls"),
+    "image, several labels": Case(ImageClassification, "pictures_multi", "vit", "f1_micro", "image_cls"),
+    "image, numbers": Case(ImageClassification, "pictures_regression", "vit", "mse", "image_cls"),
+    "image, timm": Case(ImageClassification, "colours", "timm", "accuracy", "image_cls"),
+    "image, mlp": Case(ImageClassification, "colours", "builtin:mlp", "accuracy", "image_cls"),
+    "segmentation, segformer": Case(SemanticSegmentation, "pairs", "segformer", "mean_iou", "image_seg", EVEN),
+    "segmentation, fcn": Case(
+        SemanticSegmentation, "pairs", "builtin:fcn", "mean_iou", "image_seg", (*EVEN, *SMALL_FCN)
+    ),
+    "segmentation, mobilenet": Case(SemanticSegmentation, "pairs", "mobilenet", "mean_iou", "image_seg", EVEN),
+    "segmentation, maskformer": Case(SemanticSegmentation, "pairs", "maskformer", "mean_iou", "image_seg", TWO_EPOCHS),
+    "segmentation, mask2former": Case(
+        SemanticSegmentation, "pairs", "mask2former", "mean_iou", "image_seg", TWO_EPOCHS
+    ),
+    "segmentation, oneformer": Case(SemanticSegmentation, "pairs", "oneformer", "mean_iou", "image_seg", TWO_EPOCHS),
 }
 
 
@@ -43,25 +69,34 @@ def world(tmp_path_factory):
     for kind in ("single", "multi", "regression"):
         tiny.write_rows(folder / f"{kind}_train.jsonl", tiny.rows(96, kind))
         tiny.write_rows(folder / f"{kind}_test.jsonl", tiny.rows(24, kind, seed=1))
+    tiny.save_vit(folder / "vit")
+    tiny.save_timm(folder / "timm")
+    tiny.write_class_folders(folder / "colours", train=48, test=24)
+    tiny.save_segformer(folder / "segformer")
+    for kind in ("mobilenet", "maskformer", "mask2former", "oneformer"):
+        tiny.save_segmenter(folder / kind, kind)
+    tiny.write_mask_folders(folder / "pairs", train=48, test=24)
+    for kind in ("multi", "regression"):
+        tiny.write_picture_rows(folder / f"pictures_{kind}_train.jsonl", 48, kind)
+        tiny.write_picture_rows(folder / f"pictures_{kind}_test.jsonl", 24, kind, seed=1)
     return folder
 
 
 def flags_of(case: Case, world: Path, output_dir: Path) -> list[str]:
     model = case.model if case.model.startswith("builtin:") else str(world / case.model)
-    files = [
-        "--train_file",
-        str(world / f"{case.data}_train.jsonl"),
-        "--test_file",
-        str(world / f"{case.data}_test.jsonl"),
-    ]
-    return [*files, "--model_name_or_path", model, "--output_dir", str(output_dir)]
+    source = ["--dataset_name", str(world / case.data)]
+    if not (world / case.data).is_dir():
+        files = [str(world / f"{case.data}_{split}.jsonl") for split in ("train", "test")]
+        source = ["--train_file", files[0], "--test_file", files[1]]
+    quick = ["--dataloader_num_workers", "0"]
+    return [*source, "--model_name_or_path", model, "--output_dir", str(output_dir), *quick, *case.flags]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_leaves_a_model_that_reloads_and_numbers_that_agree(name, world, tmp_path):
     """The reload check inside the run compares transformers.pipeline with the trainer; here the rest of the promise."""
     case = CASES[name]
-    run = tiny.run_recipe(*flags_of(case, world, tmp_path / "run"), num_train_epochs=4)
+    run = tiny.run_recipe(*flags_of(case, world, tmp_path / "run"), recipe=case.recipe, num_train_epochs=4)
     assert run.exit_code == 0, run.output
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["task"] == case.task_class.pipeline_tag
@@ -88,6 +123,18 @@ def test_a_run_leaves_a_model_that_reloads_and_numbers_that_agree(name, world, t
         json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()
     ]
     assert [line["example_id"] for line in predictions] == list(range(24))
+    if case.recipe == "image_seg":
+        check_pictures(tmp_path / "run", predictions)
+
+
+def check_pictures(folder: Path, predictions: list[dict]) -> None:
+    """Masks of class ids, with a palette, at the pictures' size; overlays of a few validation examples."""
+    for line in predictions:
+        mask = Image.open(folder / "predictions" / line["predicted_mask"])
+        assert (mask.mode, mask.size) == ("P", (40, 32))
+        assert len(line["shares"]) == len(mask.getcolors())
+        assert sum(line["shares"].values()) == pytest.approx(1, abs=1e-3)
+    assert len(list((folder / "reports" / "overlays").glob("*.jpg"))) == 5
 
 
 def test_the_topics_are_learnt(world, tmp_path):
@@ -138,9 +185,9 @@ def test_a_stage_is_changed_by_a_subclass_and_training_by_a_method(tmp_path):
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(whole / 2, rel=1e-5)
 
 
-class _HalfLoss:
-    def __init__(self, loss):
-        self.loss = loss
+@dataclasses.dataclass(frozen=True, eq=False)
+class _HalfLoss(Loss):
+    loss: Loss
 
     def denominator(self, labels):
         return self.loss.denominator(labels)

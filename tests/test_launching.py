@@ -159,6 +159,22 @@ def test_an_error_of_ours_is_one_message_and_a_code(error, code, code_file, caps
     assert code_file.read_text() == str(code)
 
 
+class Unreadable(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int):
+        raise DataError("example 3: a.png is empty. Leave it out.")
+
+
+def test_an_error_of_a_dataloaders_worker_is_one_message_too(capsys):
+    """torch raises it again with the worker's traceback in its text."""
+    with pytest.raises(SystemExit) as caught, exit_codes():
+        next(iter(torch.utils.data.DataLoader(Unreadable(), num_workers=1)))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "\nerror: example 3: a.png is empty. Leave it out.\n"
+
+
 def test_an_interruption_is_no_error(code_file, capsys):
     assert exit_code(Interrupted(signal.SIGTERM, "Stopped by SIGTERM.")) == 143
     assert capsys.readouterr().err == "\ninterrupted: Stopped by SIGTERM.\n"

@@ -6,16 +6,25 @@ import logging
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForSequenceClassification
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
+    set_seed,
+)
 
 from sft_hf.arguments import ModelArguments
 from sft_hf.data.labels import Labels
 from sft_hf.errors import ArgumentError, HubError, ModelError
 from sft_hf.pretrained import (
     _resolve_hub_model,
+    base_modules,
     freeze_base_model,
     license_of,
     load_config,
+    load_image_processor,
     load_model,
     load_tokenizer,
     resolve_model,
@@ -197,10 +206,17 @@ def test_a_head_of_the_same_size_is_kept_and_another_order_of_its_classes_is_a_w
     assert "its head starts in the wrong order" in caplog.text
 
 
+def test_only_a_head_may_have_another_shape(bert):
+    """Pretrained position embeddings would start random, and the run would look like fine-tuning."""
+    with pytest.raises(ModelError, match=r"position_embeddings.weight: \(64, 32\) there, \(128, 32\) here"):
+        load(bert, config_overrides=["max_position_embeddings=128"])
+    load(bert, config_overrides=["max_position_embeddings=128"], from_scratch=True)
+
+
 def test_new_weights_in_the_base_model_are_a_warning(bert, caplog):
-    load(bert, config_overrides=["max_position_embeddings=128"])
+    load(bert, config_overrides=["num_hidden_layers=3"])
     warning = next(record for record in caplog.records if record.levelname == "WARNING")
-    assert "bert.embeddings.position_embeddings.weight" in warning.getMessage()
+    assert "bert.encoder.layer.2" in warning.getMessage()
 
 
 def test_weights_of_another_architecture_are_an_error(tmp_path):
@@ -249,9 +265,133 @@ def test_a_frozen_base_model_leaves_the_head(tmp_path, kind, trained, caplog):
     assert "the base model is frozen" in caplog.text
 
 
+def test_a_frozen_clip_leaves_the_head():
+    """By its name its base would be `clip`, which the classifier does not have."""
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    model = CLIPForImageClassification(CLIPConfig(vision_config=vision))
+    freeze_base_model(model)
+    named = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert named == {"classifier"}
+    assert base_modules(model) == [model.vision_model]
+
+
 def test_a_model_that_is_all_base_cannot_be_frozen(bert):
     with pytest.raises(ModelError, match="--freeze_base_model: BertModel names no base model"):
         freeze_base_model(load(bert).base_model)
+
+
+# Models of timm
+
+
+def load_timm(name: str, labels: Labels = LABELS, **flags):
+    model_args = ModelArguments(model_name_or_path=name, **flags)
+    return load_model(AutoModelForImageClassification, load_config(model_args, labels), model_args)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "timm/test_resnet", "timm/test_resnet.r160_in1k"])
+def test_an_architecture_by_its_name(hub, name, caplog):
+    """Nothing is asked of the Hub, and nothing is pretrained."""
+    before = len(hub.requests)
+    model_args = ModelArguments(model_name_or_path=name, from_scratch=True)
+    source = resolve_model(model_args)
+    assert (source.timm_architecture, source.hub_id, source.is_random) == ("test_resnet", None, True)
+    assert load_timm(name, from_scratch=True).config.architecture == "test_resnet"
+    settings = load_image_processor(model_args).data_config
+    assert (settings["input_size"], settings["interpolation"], settings["mean"]) == (
+        (3, 160, 160),
+        "bilinear",
+        (0.5,) * 3,
+    )
+    assert f"{name} starts from random weights" in caplog.text
+    assert len(hub.requests) == before
+
+
+def test_a_bare_architecture_is_not_pretrained(hub, repo_id):
+    with pytest.raises(
+        ModelError, match=r"resnet18 is an architecture of timm.*timm/resnet18\.TAG; with --from_scratch"
+    ):
+        load_timm("resnet18")
+    with pytest.raises(HubError, match="timm/resnet18: no such model on the Hub"):
+        load_timm("timm/resnet18")
+    with pytest.raises(HubError, match="alice/resnet18: no such model on the Hub"):  # somebody's own
+        load_timm("alice/resnet18", from_scratch=True)
+
+
+def test_random_weights_are_drawn_as_timm_draws_them():
+    """transformers draws all with a standard deviation of 0.02; a ResNet's are He's, and its blocks begin as the identity."""
+    set_seed(1)
+    model = load_timm("test_resnet", from_scratch=True)
+    weights = model.state_dict()
+    assert weights["timm_model.layer1.0.bn2.weight"].abs().max() == 0
+    convolution = weights["timm_model.layer4.0.conv2.weight"]
+    fan_out = convolution.shape[0] * 9
+    assert float(convolution.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+    set_seed(1)
+    again = load_timm("test_resnet", from_scratch=True).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_pitfall_11_a_timm_model_has_the_labels_of_the_data(tmp_path, from_scratch, caplog):
+    """Also reloaded, and where the checkpoint has as many others; what timm saved names the number of classes twice."""
+    folder = str(tiny.save_timm(tmp_path / "timm"))
+    model = load_timm(folder, from_scratch=from_scratch)
+    assert model.timm_model.get_classifier().weight.shape == (3, 96)
+    if not from_scratch:
+        assert f"new weights, not in {folder}: timm_model.fc.bias, timm_model.fc.weight" in caplog.text
+        assert [record.levelname for record in caplog.records if record.name == "sft_hf.pretrained"] == ["INFO"]
+    five = Labels(names=("v", "w", "x", "y", "z"), problem_type="multi_label_classification")
+    for labels, trained in ((LABELS, model), (five, load_timm(folder, five, from_scratch=from_scratch))):
+        trained.save_pretrained(tmp_path / "saved")
+        reloaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
+        assert reloaded.config.id2label == dict(enumerate(labels.names))
+        assert (reloaded.config.num_labels, reloaded.config.problem_type) == (len(labels.names), labels.problem_type)
+        assert reloaded.timm_model.num_classes == len(labels.names)
+        for name, value in trained.state_dict().items():
+            assert torch.equal(reloaded.state_dict()[name], value), name
+
+
+def test_a_timm_checkpoint_is_loaded_but_for_its_head(tmp_path):
+    folder = tiny.save_timm(tmp_path)
+    there = load_file(folder / "model.safetensors")
+    here = load_timm(str(folder)).timm_model.state_dict()
+    assert [name for name, value in there.items() if not torch.equal(here[name], value)] == ["fc.bias", "fc.weight"]
+
+
+def test_positions_of_a_timm_model_are_not_lost(tmp_path):
+    model_args = ModelArguments(model_name_or_path=str(tiny.save_timm(tmp_path, "test_vit")))
+    config = load_config(model_args, LABELS)
+    config.model_args |= {"img_size": [32, 32]}
+    with pytest.raises(
+        ModelError, match=r"1 of its weights .* timm_model.pos_embed: \(1, 101, 64\) there, \(1, 5, 64\) here"
+    ):
+        load_model(AutoModelForImageClassification, config, model_args)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "trained"),
+    [
+        ("test_resnet", {"fc"}),
+        ("test_vit", {"head"}),  # whose class token and positions are no modules
+        ("test_convnext", {"head"}),
+        ("deit_tiny_distilled_patch16_224", {"head", "head_dist"}),
+    ],
+)
+def test_a_frozen_timm_model_leaves_the_head(architecture, trained):
+    """Its base_model, by transformers, is all of it, the classifier too."""
+    model = load_timm(architecture, from_scratch=True)
+    freeze_base_model(model)
+    named = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert named == trained
+    inside = {name.split(".")[0] for part in base_modules(model) for name, _ in part.named_parameters()}
+    assert inside, "the trainer switches these to evaluation"
+    heads = [getattr(model.timm_model, name) for name in trained]
+    assert not any(part is head for part in base_modules(model) for head in heads)
+
+
+def test_an_image_processor_that_is_not_there(bert):
+    with pytest.raises(ModelError, match=f"--model_name_or_path {bert} cannot be loaded"):
+        load_image_processor(ModelArguments(model_name_or_path=bert))
 
 
 # Configuration
@@ -291,6 +431,7 @@ def test_overrides_get_the_type_of_what_they_override(bert, override, value):
         ("hidden_size=32.5", r"hidden_size is a int \(32\), not '32.5'"),
         ("use_cache=1", r"use_cache is a bool \(True\), not '1'"),
         ("problem_type=regression", "the data decide that; see --problem_type"),
+        ("image_size=64", "give --image_size, which tells the image processor too"),
     ],
 )
 def test_an_override_that_cannot_be_meant(bert, override, message):
@@ -327,6 +468,10 @@ class MyConfig(BertConfig):
 # Licence
 
 
+def license_of_model(model_args):
+    return license_of(resolve_model(model_args), model_args)
+
+
 @pytest.mark.parametrize(
     ("card", "license_name"),
     [
@@ -341,17 +486,17 @@ class MyConfig(BertConfig):
 def test_the_licence_is_the_card_s_and_a_broken_card_costs_nothing(hub, repo_id, tmp_path, card, license_name):
     """It is read after training: whatever stands in somebody's card must not lose the run."""
     hub.add_repo("model", repo_id, {**tiny.bert(), **({"README.md": card} if card else {})})
-    assert license_of(ModelArguments(model_name_or_path=repo_id)) == license_name
+    assert license_of_model(ModelArguments(model_name_or_path=repo_id)) == license_name
     if card:
         (tmp_path / "README.md").write_text(card)
-    assert license_of(ModelArguments(model_name_or_path=str(tmp_path))) == license_name
+    assert license_of_model(ModelArguments(model_name_or_path=str(tmp_path))) == license_name
 
 
 def test_the_licence_is_that_of_the_commit_which_is_trained(hub, repo_id, tmp_path):
     old = hub.add_repo("model", repo_id, {**tiny.bert(), "README.md": "---\nlicense: mit\n---\n"})
     hub.add_repo("model", repo_id, {**tiny.bert(), "README.md": "---\nlicense: other\n---\n"})
     model_args = ModelArguments(model_name_or_path=repo_id, model_revision=old, cache_dir=str(tmp_path))
-    assert license_of(model_args) == "mit"
+    assert license_of_model(model_args) == "mit"
     assert list(tmp_path.rglob("README.md"))
 
 
@@ -360,4 +505,4 @@ def test_a_licence_that_cannot_be_had_costs_nothing(hub, repo_id):
     model_args = ModelArguments(model_name_or_path=repo_id)
     resolve_model(model_args)
     hub.fail("HEAD", "README.md", status=503, times=100)
-    assert license_of(model_args) is None
+    assert license_of_model(model_args) is None

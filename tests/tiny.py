@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "text_cls.py"
+RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPE = RECIPES / "text_cls.py"
 
 TOPICS = {
     "animals": "cat dog horse goose whale otter badger heron".split(),
@@ -104,6 +105,71 @@ def write_rows(path: Path, made: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+# ---- pictures ----
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
+
+
+def picture(colour: str, generator: random.Random, *, size: tuple[int, int] = (40, 32)) -> tuple[Any, Any]:
+    """A square of one colour on a noisy grey ground, and its mask: 0 for the ground, 1 to 3 for the colours."""
+    import numpy as np
+    from PIL import Image
+
+    width, height = size
+    noise = np.random.default_rng(generator.randrange(2**32))
+    pixels = noise.integers(90, 160, (height, width, 3)).astype(np.uint8)
+    mask = np.zeros((height, width), dtype=np.uint8)
+    side = generator.randrange(height // 3, height // 2)
+    left, top = generator.randrange(width - side), generator.randrange(height - side)
+    pixels[top : top + side, left : left + side] = COLOURS[colour]
+    mask[top : top + side, left : left + side] = 1 + list(COLOURS).index(colour)
+    return Image.fromarray(pixels), Image.fromarray(mask)
+
+
+def pictures(number: int, *, seed: int = 0) -> list[tuple[str, Any, Any]]:
+    """Colour, picture and mask; colours take turns."""
+    generator, names = random.Random(seed), list(COLOURS)
+    return [(names[index % 3], *picture(names[index % 3], generator)) for index in range(number)]
+
+
+def write_class_folders(folder: Path, *, train: int = 48, test: int = 12) -> Path:
+    """train/red/0.png ...: an image folder."""
+    for seed, (split, number) in enumerate({"train": train, "test": test}.items()):
+        for index, (colour, image, _) in enumerate(pictures(number, seed=seed)):
+            path = folder / split / colour / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    return folder
+
+
+def write_picture_rows(path: Path, number: int, kind: str, *, seed: int = 0) -> Path:
+    """Rows of `image`, a path, and `label`, as those of `rows` (the colour, it and another, a number); the files beside them."""
+    names, made = list(COLOURS), []
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True)
+    for index, (colour, image, _) in enumerate(pictures(number, seed=seed)):
+        image.save(folder / f"{index}.png")
+        labels = {
+            "single": colour,
+            "multi": sorted({colour, names[index % 2]}),
+            "regression": 1.0 - names.index(colour),
+        }
+        made.append({"image": f"{folder.name}/{index}.png", "label": labels[kind]})
+    return write_rows(path, made)
+
+
+def write_mask_folders(folder: Path, *, train: int = 48, test: int = 12) -> Path:
+    """train/images/0.png, train/masks/0.png ... and id2label.json."""
+    for seed, (split, number) in enumerate({"train": train, "test": test}.items()):
+        for index, (_, image, mask) in enumerate(pictures(number, seed=seed)):
+            for kind, content in (("images", image), ("masks", mask)):
+                path = folder / split / kind / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                content.save(path)
+    (folder / "id2label.json").write_text(json.dumps(dict(enumerate(["ground", *COLOURS]))))
+    return folder
+
+
 # ---- models ----
 
 
@@ -162,6 +228,124 @@ def save_decoder(folder: Path) -> Path:
     return folder
 
 
+def save_vit(folder: Path, **config: Any) -> Path:
+    """A vision transformer with random weights and its image processor, for pictures of 32 x 32."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes |= {"image_size": 32, "patch_size": 8, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ViTForImageClassification(ViTConfig(**{**sizes, "num_labels": 5, **config}))
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def save_timm(folder: Path, architecture: str = "test_resnet") -> Path:
+    """A small architecture of timm with random weights, as timm itself pushes it to the Hub, for pictures of 32 x 32."""
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model(architecture, num_classes=5)
+    save_for_hf(model, str(folder), {"label_names": list("abcde")}, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = [3, 32, 32]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def save_segformer(folder: Path, **config: Any) -> Path:
+    """A SegFormer with random weights and its image processor, for pictures of 32 x 32."""
+    import torch
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    sizes = {"hidden_sizes": [16, 16, 24, 24], "num_attention_heads": [1, 1, 2, 2], "depths": [1, 1, 1, 1]}
+    sizes |= {"decoder_hidden_size": 32, "classifier_dropout_prob": 0.0, "drop_path_rate": 0.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SegformerForSemanticSegmentation(SegformerConfig(**{**sizes, "num_labels": 7, **config}))
+    model.save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def save_segmenter(folder: Path, kind: str) -> Path:
+    """One of the other segmenters with random weights and its image processor.
+
+    Kinds: mobilenet (whose processor crops), upernet, dpt and beit, for pictures of 32 x 32; maskformer, mask2former and oneformer,
+    which answer with masks and their classes, for 64 x 64 (their processors keep proportions).
+    """
+    import torch
+
+    is_universal = kind.endswith("former")
+    model_class, config, processor = (_mask_classifier if is_universal else _pixel_classifier)(kind)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = model_class(config)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic", **STAGES}
+
+
+def _pixel_classifier(kind: str) -> tuple[type, Any, Any]:
+    import transformers as hf
+
+    size = {"height": 32, "width": 32}
+    vit = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
+    vit |= {"num_hidden_layers": 4, "num_labels": 7}
+    if kind == "mobilenet":
+        config = hf.MobileNetV2Config(depth_multiplier=0.25, min_depth=8, output_stride=8, num_labels=7)
+        processor = hf.MobileNetV2ImageProcessor(size={"shortest_edge": 40}, crop_size=size)
+        return hf.MobileNetV2ForSemanticSegmentation, config, processor
+    if kind == "upernet":
+        sizes = {"hidden_size": 16, "auxiliary_channels": 8, "auxiliary_in_channels": 16, "num_labels": 7}
+        config = hf.UperNetConfig(backbone_config=hf.ResNetConfig(**RESNET), **sizes)
+        return hf.UperNetForSemanticSegmentation, config, hf.SegformerImageProcessor(size=size)
+    if kind == "dpt":
+        sizes = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 16, "backbone_out_indices": [0, 1, 2, 3]}
+        processor = hf.DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=8)
+        return hf.DPTForSemanticSegmentation, hf.DPTConfig(**vit, **sizes), processor
+    sizes = {"out_indices": [1, 2, 3, 4], "pool_scales": [1, 2], "auxiliary_channels": 8}
+    config = hf.BeitConfig(**vit, **sizes, use_relative_position_bias=True)
+    return hf.BeitForSemanticSegmentation, config, hf.BeitImageProcessor(size=size)
+
+
+def _mask_classifier(kind: str) -> tuple[type, Any, Any]:
+    import transformers as hf
+
+    proportions = {"size": {"shortest_edge": 64, "longest_edge": 96}, "do_reduce_labels": True, "ignore_index": 0}
+    swin = hf.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1] * 4, num_heads=[1] * 4, **STAGES)
+    sizes = {"num_queries": 8, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "hidden_dim": 32}
+    sizes |= {"encoder_feedforward_dim": 32, "dim_feedforward": 32, "train_num_points": 64, "num_labels": 7}
+    if kind == "mask2former":
+        config = hf.Mask2FormerConfig(backbone_config=swin, feature_size=32, mask_feature_size=32, **sizes)
+        return hf.Mask2FormerForUniversalSegmentation, config, hf.Mask2FormerImageProcessor(**proportions)
+    if kind == "maskformer":
+        layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        decoder = hf.DetrConfig(d_model=32, num_queries=8, **layers, **heads)
+        backbone = hf.ResNetConfig(**RESNET)
+        features = {"fpn_feature_size": 32, "mask_feature_size": 32, "num_labels": 7}
+        config = hf.MaskFormerConfig(backbone_config=backbone, decoder_config=decoder, **features)
+        return hf.MaskFormerForInstanceSegmentation, config, hf.MaskFormerImageProcessor(**proportions)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = ["!", *letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = hf.CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[])
+    features = {"conv_dim": 32, "mask_dim": 32, "query_dec_layers": 1, "task_seq_len": 32, "text_encoder_n_ctx": 2}
+    config = hf.OneFormerConfig(backbone_config=swin, **features, **sizes)
+    processor = hf.OneFormerProcessor(hf.OneFormerImageProcessor(**proportions), tokenizer)
+    return hf.OneFormerForUniversalSegmentation, config, processor
+
+
 @cache
 def bert(**options: Any) -> dict[str, bytes]:
     """The files of `save_bert`, for a repository of the Hub of the tests."""
@@ -193,8 +377,8 @@ def flags(*given: object, **quick: Any) -> list[str]:
     return [*(f"--{name}={value}" for name, value in values.items()), *(str(flag) for flag in given)]
 
 
-def run_recipe(*given: object, **quick: Any) -> Run:
-    """Run recipes/text_cls.py in this process, whose imports are done.
+def run_recipe(*given: object, recipe: str = "text_cls", **quick: Any) -> Run:
+    """Run a recipe in this process, whose imports are done.
 
     Unexpected exceptions are raised; the exit codes of `sft_hf.errors` are returned.
     """
@@ -205,7 +389,7 @@ def run_recipe(*given: object, **quick: Any) -> Run:
     recording = lambda *args, **kwargs: returned.append(finetune(*args, **kwargs))  # noqa: E731
     output, code = io.StringIO(), 0
     with (
-        mock.patch.object(sys, "argv", [str(RECIPE), *flags(*given, **quick)]),
+        mock.patch.object(sys, "argv", [str(RECIPES / f"{recipe}.py"), *flags(*given, **quick)]),
         mock.patch.dict(os.environ),
         mock.patch.object(sft_hf, "finetune", recording, create=True),
         redirect_stdout(output),
@@ -213,7 +397,7 @@ def run_recipe(*given: object, **quick: Any) -> Run:
         _state_of_the_process_kept(output),
     ):
         try:
-            runpy.run_path(str(RECIPE), run_name="__main__")
+            runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
         except SystemExit as error:
             code = error.code
     return Run(code, returned[0] if returned else {}, output.getvalue())
@@ -238,8 +422,10 @@ def _state_of_the_process_kept(stream: io.StringIO) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def run_recipe_process(*given: object, env: Mapping[str, str] | None = None, **quick: Any) -> Run:
+def run_recipe_process(
+    *given: object, recipe: str = "text_cls", env: Mapping[str, str] | None = None, **quick: Any
+) -> Run:
     """The same in a process of its own, for what is read once at import; 10 seconds more. No metrics come back."""
-    command = [sys.executable, str(RECIPE), *flags(*given, **quick)]
+    command = [sys.executable, str(RECIPES / f"{recipe}.py"), *flags(*given, **quick)]
     process = subprocess.run(command, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=120)
     return Run(process.returncode, {}, process.stdout + process.stderr)

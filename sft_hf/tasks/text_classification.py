@@ -16,7 +16,7 @@ from datasets import Dataset, Features, IterableDataset
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_hf.arguments import ModelArguments
-from sft_hf.classification import Classification, labels_tensor
+from sft_hf.classification import ENCODED_LABEL, Classification, labels_tensor
 from sft_hf.data.columns import find_text_columns
 from sft_hf.data.labels import Labels, encode_column
 from sft_hf.data.sources import EXAMPLE_ID
@@ -198,6 +198,10 @@ class TextClassification(Classification):
         """How the pipeline is called: all scores, and texts cut as in training."""
         return {"top_k": None, "truncation": True}
 
+    def usage_example(self) -> str:
+        """The card's example, with texts cut as in training."""
+        return 'classifier("...", truncation=True)'
+
 
 @dataclass(frozen=True)
 class _Tokenize:
@@ -217,7 +221,9 @@ class _Tokenize:
         result["length"] = [len(ids) for ids in encoded["input_ids"]]
         result["truncated"] = self._truncated(texts, pairs, encoded, limit)
         result[EXAMPLE_ID] = rows[EXAMPLE_ID]
-        if self.columns.label in rows:
+        if ENCODED_LABEL in rows:
+            result["labels"] = rows[ENCODED_LABEL]
+        elif self.columns.label in rows:
             values = encode_column(rows[self.columns.label], self.labels, feature=self.label_feature)
             if None not in values:
                 result["labels"] = values

@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional
 from sft_hf.errors import ArgumentError, ModelError
 
 PROBE_SIZE = (96, 64)  # width, height of the pictures that a processor is measured on
+GREY = 51
 SMALLEST_DIFFERENCE = 1e-4  # between processed pictures that count as equal, in standard deviations of a pixel
 DEFAULT_INTERPOLATION = Image.Resampling.BILINEAR
 
@@ -46,14 +47,21 @@ class Geometry:
     @lru_cache(maxsize=8)
     def of(cls, processor: Any) -> "Geometry":
         """Measure a processor. Raises ModelError if its pictures differ in size, or are not linear in the pixels."""
-        black, white = (_processed(processor, Image.new("RGB", PROBE_SIZE, (value,) * 3)) for value in (0, 255))
-        offset = black.amax(dim=(1, 2))
+        processor = getattr(processor, "image_processor", processor)  # of one that reads texts too (OneFormer)
+        black, grey, white = (
+            _processed(processor, Image.new("RGB", PROBE_SIZE, (value,) * 3)) for value in (0, GREY, 255)
+        )
+        offset, scale = _centre(black), (_centre(white) - _centre(black)) / 255
+        if (_centre(grey) - offset - GREY * scale).abs().max() > SMALLEST_DIFFERENCE:
+            raise ModelError(
+                f"{type(processor).__name__} does more to a picture than to resample, crop and normalise it."
+            )
         geometry = cls(
             processor=processor,
             size=tuple(black.shape[1:]),
-            scale=(white.amax(dim=(1, 2)) - offset) / 255,
+            scale=scale,
             offset=offset,
-            channels=tuple(int(_processed(processor, image).argmax()) // black[0].numel() for image in _primaries()),
+            channels=tuple(int(_centre(_processed(processor, image)).argmax()) for image in _primaries()),
             interpolation=_interpolation(processor),
             in_8_bits=True,
         )
@@ -68,10 +76,6 @@ class Geometry:
             )
         if not geometry._reproduces(wide):
             geometry = replace(geometry, in_8_bits=False)
-        if not geometry._reproduces(wide):
-            raise ModelError(
-                f"{type(processor).__name__} does more to a picture than to resample, crop and normalise it."
-            )
         steps = Steps.of(processor, geometry.interpolation)
         quicker = replace(geometry, steps=steps)
         probes = (wide, tall, wide.resize((301, 227)), wide.resize((17, 23)))
@@ -145,7 +149,20 @@ def _primaries() -> list[Image.Image]:
 
 
 def _processed(processor: Any, image: Image.Image) -> Tensor:
-    return processor(images=image, return_tensors="pt")["pixel_values"][0].float()
+    """ModelError for what is no picture: the patches of NaFlex models, the clusters of ImageGPT."""
+    processed = processor(images=image, return_tensors="pt")
+    pixels = processed["pixel_values"][0].float() if "pixel_values" in processed else torch.empty(0)
+    if pixels.dim() != 3 or len(pixels) != 3:
+        raise ModelError(
+            f"{type(processor).__name__} makes {', '.join(processed)} of a picture, of the shape {tuple(pixels.shape)}; "
+            "expected pixel_values (3, height, width). Choose a model that takes pictures as they are."
+        )
+    return pixels
+
+
+def _centre(processed: Tensor) -> Tensor:
+    """The channels of the pixel in the middle, where nothing is padded."""
+    return processed[:, processed.shape[1] // 2, processed.shape[2] // 2].clone()
 
 
 def _interpolation(processor: Any) -> Image.Resampling:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import DataError
@@ -104,8 +105,10 @@ class PairCollator:
     """Training examples to a stacked batch; those of evaluation to one in which all windows lie behind one another.
 
     There `pixel_values` is (windows of all pictures, 3, height, width), and `boxes`, `target_size` and `labels` are lists, one
-    item for each picture.
+    item for each picture. `task_inputs` (1, length) are the tokens that a OneFormer reads beside each picture.
     """
+
+    task_inputs: Tensor | None = None
 
     def __call__(self, examples: list[dict]) -> dict[str, Any]:
         batch = {name: [example[name] for example in examples] for name in examples[0]}
@@ -113,4 +116,6 @@ class PairCollator:
         batch["pixel_values"] = (torch.cat if is_evaluation else torch.stack)(batch["pixel_values"])
         if not is_evaluation:
             batch["labels"] = torch.stack(batch["labels"])
+        if self.task_inputs is not None:
+            batch["task_inputs"] = self.task_inputs.repeat(len(examples), 1)
         return {**batch, EXAMPLE_ID: torch.tensor(batch[EXAMPLE_ID])}

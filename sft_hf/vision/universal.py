@@ -2,6 +2,10 @@
 
 They predict a set of masks with a class each, and bring a loss of their own, over a matching of predicted to true masks (Cheng et
 al. 2021, https://arxiv.org/abs/2107.06278). Their targets are one binary mask for each class that occurs in a picture.
+
+OneFormer (Jain et al. 2022, https://arxiv.org/abs/2211.06220) reads its task as a text. Of its loss all is there but the contrast of
+queries and texts: it needs a text encoder that `config.is_training` adds to the model, and with which transformers.pipeline
+cannot run it.
 """
 
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import OneFormerProcessor, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
@@ -19,7 +23,8 @@ from transformers.models.auto.modeling_auto import (
 from sft_hf.errors import ModelError
 from sft_hf.losses import IGNORE_INDEX, Loss
 
-SUPPORTED = ("maskformer", "mask2former")
+SUPPORTED = ("maskformer", "mask2former", "oneformer")
+TASK = "the task is semantic"  # the text that OneFormer reads beside a picture
 
 
 def is_universal(config: PretrainedConfig) -> bool:
@@ -38,6 +43,26 @@ def check_supported(config: PretrainedConfig) -> None:
             f"A {config.model_type} is not supported as a semantic segmenter; of the models that answer with masks these are: "
             f"{', '.join(SUPPORTED)}. Any AutoModelForSemanticSegmentation is too. Change --model_name_or_path."
         )
+
+
+def with_tokenizer(image_processor: Any, tokenizer: Any) -> OneFormerProcessor:
+    """OneFormer's processor, so that the tokenizer is saved with the model; transformers.pipeline needs it for the task.
+
+    Its checkpoints were trained with texts filled up with zeros, the pipeline fills them with the padding token: here that is
+    token 0. The class names that the image processor would fetch from the Hub are those of other data.
+    """
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    image_processor.class_info_file = image_processor.repo_path = None
+    return OneFormerProcessor(image_processor, tokenizer)
+
+
+def task_inputs(processor: Any, config: PretrainedConfig) -> Tensor | None:
+    """The tokens `(1, task_seq_len)` of OneFormer's task, as transformers.pipeline makes them; None for other models."""
+    if config.model_type != "oneformer":
+        return None
+    return processor.tokenizer(
+        TASK, padding="max_length", max_length=config.task_seq_len, return_tensors="pt"
+    ).input_ids
 
 
 def targets(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,10 +92,11 @@ class OwnLoss(Loss):
 def loss_sums(model: PreTrainedModel, batch: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
     """The outputs and, where the batch has masks, the model's own loss times the number of pictures."""
     pixel_values = batch["pixel_values"]
+    inputs = {name: batch[name] for name in ("pixel_values", "task_inputs") if name in batch}
     if "labels" not in batch:
-        return model(pixel_values=pixel_values), {}
+        return model(**inputs), {}
     masks, ids = zip(*(targets(_resized(mask, pixel_values.shape[-2:])) for mask in batch["labels"]), strict=True)
-    outputs = model(pixel_values=pixel_values, mask_labels=list(masks), class_labels=list(ids))
+    outputs = model(**inputs, mask_labels=list(masks), class_labels=list(ids))
     return outputs, {"items": outputs.loss.squeeze() * len(pixel_values)}
 
 

@@ -8,11 +8,13 @@ window that is sure without a reason, at its border, would outvote its neighbour
 logarithm is to a loss what logits are.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right; pixels of the upright picture
 
@@ -54,6 +56,21 @@ def merged(logits: Iterable[Tensor], boxes: Sequence[Box], size: tuple[int, int]
     # The probabilities of one window add up to 1, so all of a pixel's to the number of windows that it is in.
     total /= total.sum(dim=1, keepdim=True)
     return total.clamp_(min=torch.finfo(total.dtype).tiny).log_()
+
+
+def logits_of_pictures(model: PreTrainedModel, batch: dict[str, Any]) -> Iterator[Tensor]:
+    """Logits `(1, classes, height, width)` of each picture of a PairCollator's batch, at its own resolution, one after the other.
+
+    As many windows go through the model at once as the batch has pictures.
+    """
+    parts = _logits_of_windows(model, batch["pixel_values"], chunk_size=len(batch["target_size"]))
+    for boxes, size in zip(batch["boxes"], batch["target_size"], strict=True):
+        yield merged(parts, boxes, size)
+
+
+def _logits_of_windows(model: PreTrainedModel, pixel_values: Tensor, *, chunk_size: int) -> Iterator[Tensor]:
+    for chunk in pixel_values.split(chunk_size):
+        yield from model(pixel_values=chunk).logits.split(1)
 
 
 def resampled(logits: Tensor, size: Sequence[int]) -> Tensor:

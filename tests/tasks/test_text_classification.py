@@ -162,7 +162,7 @@ def test_a_decoder_without_padding_token_pads_with_its_end_token(decoder):
     )
     model.eval()
     with torch.no_grad():
-        logits = [task.predict(task.loss_sums(None, model, batch)[0])[0] for batch in (alone, padded)]
+        logits = [task.predict(task.loss_sums(None, model, batch)[0], batch, tokenizer)[0] for batch in (alone, padded)]
     assert logits[0] == pytest.approx(logits[1], abs=1e-6)
 
 
@@ -172,7 +172,7 @@ def test_the_head_fits_the_labels_and_the_loss_starts_at_ln_of_the_classes(bert)
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert model.config.problem_type == "single_label_classification"
     batch = {"input_ids": torch.tensor([[2, 9, 3]] * 6), "labels": torch.tensor([0, 1, 2] * 2)}
-    loss = task.load_loss(rows(labels=[0]), labels, FinetuningArguments(output_dir="unused"))
+    loss = task.load_loss(rows(labels=[0]), labels, FinetuningArguments(output_dir="unused"), None)
     _, sums = task.loss_sums(loss, model.eval(), batch)
     assert sums["items"].item() / 6 == pytest.approx(1.0986, abs=0.05)
     assert float(task.loss_denominators(loss, batch)["items"]) == 6
@@ -221,7 +221,7 @@ def test_one_batch_is_learnt_by_heart(bert):
     texts = ["the cat saw rain", "butter and storm", "we liked snow", "spoon near goose"]
     examples = task.preprocess(rows(text=texts, label=["ham", "spam"] * 2), TEXT, BINARY, tokenizer, split="train")
     batch = task.data_collator(tokenizer, model)(list(examples))
-    loss = task.load_loss(examples, BINARY, FinetuningArguments(output_dir="unused"))
+    loss = task.load_loss(examples, BINARY, FinetuningArguments(output_dir="unused"), None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(60):
         optimizer.zero_grad()

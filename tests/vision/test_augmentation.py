@@ -284,6 +284,36 @@ def test_at_scale_2_a_window_of_half_the_height_and_width():
         assert abs(values.mean() - limit / 2) < limit / 8
 
 
+def test_a_window_is_what_scale_1_covers():
+    """Red and green tell where a pixel lies: 100 x 80 of 200 x 160 pixels at scale 1, 200 x 160 at 0.5, padding below."""
+    place = np.stack([*np.meshgrid(np.arange(200), np.arange(160)), np.zeros((160, 200))], axis=-1).astype(np.uint8)
+    mask = np.zeros((160, 200), dtype=np.int16)
+    for scale, seen in ((1.0, 1), (2.0, 0.5), (0.5, 2)):
+        augment = JointAugmentation(
+            size=(80, 100), scale=(scale, scale), window=(80, 100), flip=False, photometric=False
+        )
+        pixels, classes = augment(Image.fromarray(place), mask, **KEY)
+        assert (classes == 0).all()
+        across, down = (int(pixels[0, 0, -1]) - int(pixels[0, 0, 0])), (int(pixels[1, -1, 0]) - int(pixels[1, 0, 0]))
+        assert abs(across - (100 * seen - seen)) <= 1
+        assert abs(down - (80 * seen - seen)) <= 1
+    augment = JointAugmentation(size=(80, 100), scale=(0.25, 0.25), window=(80, 100), flip=False, fill=BLUE)
+    _, classes = augment(Image.fromarray(place), mask, **KEY)
+    assert (classes == 0).sum() == 40 * 50, "all of the picture, at half of the result's height and width"
+
+
+def test_a_picture_smaller_than_the_window_is_the_evaluation_s_at_scale_1():
+    """It is squashed there, and not padded: on the side that is smaller."""
+    image, mask = checkerboard()
+    options = {"size": (64, 80), "scale": (1.0, 1.0), "flip": False, "photometric": False}
+    whole, windowed = JointAugmentation(**options), JointAugmentation(**options, window=(500, 400))
+    for left, right in zip(whole(image, mask, **KEY), windowed(image, mask, **KEY), strict=True):
+        assert torch.equal(left, right)
+    _, classes = JointAugmentation(**options, window=(500, 40))(image, mask, **KEY)
+    assert len(classes[0].unique()) <= 2, "40 of 200 columns"
+    assert len(classes[:, 0].unique()) == 4, "and all rows"
+
+
 def test_below_scale_1_the_picture_lies_anywhere_in_the_padding():
     image, mask = checkerboard()
     augment = JointAugmentation(size=(64, 80), scale=(0.5, 0.5), flip=False)

@@ -1,0 +1,214 @@
+"""What the tasks that read pictures share: finding, checking, reading, normalising and batching them.
+
+{"image": {"bytes": b"...", "path": "cat/1.jpg"}}  ->  {"pixel_values": uint8 (3, 224, 224)}      in a dataloader's worker
+                                                   ->  float32 (batch, 3, 224, 224)               on the device
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, ClassVar, Literal
+
+import torch
+from datasets import Dataset, IterableDataset
+from PIL import Image
+from transformers import PreTrainedModel
+
+from sft_hf.arguments import ModelArguments
+from sft_hf.data.folders import as_encoded_images
+from sft_hf.data.sources import EXAMPLE_ID
+from sft_hf.errors import ArgumentError, DataError
+from sft_hf.launching import cores_of_this_process
+from sft_hf.pretrained import load_image_processor
+from sft_hf.task import AnyDataset, Batch, Columns, Task
+from sft_hf.vision.decoding import UnreadableImage, check_image, digest, open_image, to_rgb
+from sft_hf.vision.geometry import Geometry, with_image_size
+
+logger = logging.getLogger(__name__)
+ROWS_FOR_PROCESSES = 2000  # from which number of pictures on they are checked in several processes
+NUM_NAMED = 5  # files that a message names
+# Models that interpolate their positions to whatever picture comes; the size in their configuration is that of pretraining.
+OF_ANY_SIZE = ("dinov2", "dinov2_with_registers")
+FOUND = "found"  # the column of what was found out about a row
+
+
+@dataclass(frozen=True)
+class Images(Task):
+    """A task whose one input is a picture."""
+
+    own_data: ClassVar[str] = "--dataset_name FOLDER"
+
+    image_column_name: str | None = field(default=None, metadata={"help": "Default: found by type and usual names."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Height and width, or one number for both; default: the model's."}
+    )
+    horizontal_flip: bool = field(
+        default=True, metadata={"help": "Whether --augmentation mirrors pictures; not for digits, text and maps."}
+    )
+    on_bad_example: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "What files that cannot be decoded do: end the run, or be left out."}
+    )
+
+    def __post_init__(self):
+        if self.image_size is not None and (len(self.image_size) not in (1, 2) or min(self.image_size) < 1):
+            given = " ".join(map(str, self.image_size))
+            raise ArgumentError(f"--image_size {given}: expected height and width, or one number for both.")
+
+    @property
+    def given_image_size(self) -> tuple[int, int] | None:
+        """Height and width of --image_size."""
+        return None if self.image_size is None else (self.image_size[0], self.image_size[-1])
+
+    def decodable(self, dataset: AnyDataset, columns: Columns, *, split: str) -> AnyDataset:
+        """Encoded pictures, all of which decode; the others end the run or are left out, as --on_bad_example says."""
+        (column,) = columns.inputs
+        if column not in (dataset.column_names or []):
+            raise DataError(
+                f"The {split} split has no column {column!r}; it has {', '.join(dataset.column_names or [])}. "
+                "Choose with --image_column_name."
+            )
+        dataset = as_encoded_images(dataset, column)
+        if isinstance(dataset, IterableDataset):
+            return dataset.filter(_Decodes(column)) if self.on_bad_example == "skip" else dataset
+        scans = map_rows(dataset.select_columns([column]), _Check(column), f"checking the pictures of {split}")
+        reasons = [scan["reason"] for scan in scans]
+        return refuse_or_skip(dataset, reasons, self.on_bad_example, what=f"{split}: pictures that cannot be decoded")
+
+    def example_keys(self, dataset: Dataset, columns: Columns) -> list[str]:
+        """A digest of each encoded picture: the same file in two splits is found, not the same scene."""
+        (column,) = columns.inputs
+        scans = map_rows(dataset.select_columns([column]), _Digest(column), "comparing pictures")
+        return [scan["digest"] for scan in scans]
+
+    def load_processor(self, model_args: ModelArguments, train: AnyDataset, columns: Columns) -> Any:
+        """The model's image processor, with --image_size."""
+        processor = load_image_processor(model_args)
+        return with_image_size(processor, self.given_image_size) if self.given_image_size else processor
+
+    def on_device(self, batch: Batch, processor: Any, *, dtype: torch.dtype) -> Batch:
+        """Pixels become `pixel_values`."""
+        return {**batch, "pixel_values": Geometry.of(processor).normalize(batch["pixel_values"]).to(dtype)}
+
+    def describe_inputs(self, row: dict, columns: Columns) -> dict[str, Any]:
+        """The file's name, and its folder's, where it has one; --push_examples publishes it."""
+        return {name: _name_of(row[name]["path"]) for name in columns.inputs}
+
+    def pipeline_inputs(self, example: dict, columns: Columns) -> Image.Image:
+        """The upright 8-bit RGB picture."""
+        (column,) = columns.inputs
+        return to_rgb(open_image(example[column]))
+
+
+def _name_of(path: str | None) -> str | None:
+    """`cat/1.jpg` of `/home/me/pets/cat/1.jpg`, and of a file in an archive, `zip://cat/1.jpg::/home/me/pets.zip`."""
+    return path and "/".join(PurePath(path.partition("::")[0]).parts[-2:])
+
+
+def in_channels_last(model: PreTrainedModel) -> PreTrainedModel:
+    """The memory format in which convolutions are fastest; a bare loop went from 20.5 to 28.9 pictures a second (pitfall 36)."""
+    return model.to(memory_format=torch.channels_last)
+
+
+def adopt_image_size(config: Any, size: tuple[int, int] | None, geometry: Geometry) -> None:
+    """Tell a configuration the size of its pictures, where it has one and the model is bound to it."""
+    if config.model_type == "timm_wrapper":
+        config.pretrained_cfg = {**(getattr(config, "pretrained_cfg", None) or {}), "input_size": [3, *geometry.size]}
+        if size and config.pretrained_cfg.get("fixed_input_size"):
+            config.model_args = {**(config.model_args or {}), "img_size": list(size)}
+        return
+    part = getattr(config, "vision_config", config)  # where CLIP and SigLIP keep it
+    there = getattr(part, "image_size", None)
+    if size is None or there is None or config.model_type in OF_ANY_SIZE:
+        return
+    if config.model_type == "sft_hf_mlp" and size[0] != size[1]:
+        raise ArgumentError(f"--image_size {size[0]} {size[1]}: the pictures of a {config.model_type} are square.")
+    part.image_size = size[0] if isinstance(there, int) and size[0] == size[1] else list(size)
+
+
+def read_image(row: dict, column: str) -> Image.Image:
+    """The lazily opened picture of a row; DataError with the row's id for one that is none."""
+    try:
+        return open_image(row[column])
+    except UnreadableImage as error:
+        raise unreadable(row, error) from None
+
+
+def unreadable(row: dict, error: UnreadableImage) -> DataError:
+    """What a picture that went bad after it was checked, or that a stream brought, says."""
+    return DataError(f"example {row[EXAMPLE_ID]}: {error}. --on_bad_example skip leaves such pictures out.")
+
+
+def stacked_pixels(examples: list[dict]) -> Batch:
+    """`pixel_values` (batch, 3, height, width), as the examples have them, and `example_id` (batch,)."""
+    return {
+        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+        EXAMPLE_ID: torch.tensor([example[EXAMPLE_ID] for example in examples]),
+    }
+
+
+def map_rows(dataset: Dataset, function: Callable[[dict], dict], description: str) -> list[dict]:
+    """What `function` says of each row of encoded pictures, as JSON holds it; in several processes where there are many."""
+    found = dataset.map(
+        _AsJson(function),
+        remove_columns=dataset.column_names,
+        num_proc=cores_of_this_process() if len(dataset) >= ROWS_FOR_PROCESSES else None,
+        # What a path names can have been mended since.
+        load_from_cache_file=all((value or {}).get("bytes") for row in dataset.take(1) for value in row.values()),
+        desc=description,
+    )
+    return [json.loads(text) for text in found[FOUND]]
+
+
+def refuse_or_skip(dataset: Dataset, reasons: list[str | None], on_bad_example: str, *, what: str) -> Dataset:
+    """The rows without a reason against them; DataError that names the others, or, to skip them, a warning."""
+    bad = {row: reason for row, reason in enumerate(reasons) if reason}
+    if not bad:
+        return dataset
+    ids = dataset[EXAMPLE_ID]
+    named = "; ".join(f"row {ids[row]}: {reason}" for row, reason in list(bad.items())[:NUM_NAMED])
+    message = f"{what}: {len(bad)} of {len(dataset)}: {named}{'; ...' if len(bad) > NUM_NAMED else ''}"
+    if on_bad_example == "error":
+        raise DataError(f"{message}. Mend or remove them, or leave them out with --on_bad_example skip.")
+    logger.warning("%s; they are left out", message)
+    return dataset.select([row for row in range(len(dataset)) if row not in bad])
+
+
+@dataclass(frozen=True)
+class _AsJson:
+    """One string for each row: datasets takes a column's type from its first 1,000 values, which may all be None."""
+
+    function: Callable[[dict], dict]
+
+    def __call__(self, row: dict) -> dict:
+        return {FOUND: json.dumps(self.function(row))}
+
+
+@dataclass(frozen=True)
+class _Check:
+    column: str
+
+    def __call__(self, row: dict) -> dict:
+        return {"reason": check_image(row[self.column])}
+
+
+@dataclass(frozen=True)
+class _Digest:
+    column: str
+
+    def __call__(self, row: dict) -> dict:
+        return {"digest": digest(row[self.column])}
+
+
+@dataclass(frozen=True)
+class _Decodes:
+    """A picklable filter for streams."""
+
+    column: str
+
+    def __call__(self, row: dict) -> bool:
+        reason = check_image(row[self.column])
+        if reason:
+            logger.warning("left out: %s", reason)
+        return reason is None
