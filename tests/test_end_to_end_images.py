@@ -293,7 +293,8 @@ def test_the_card_is_valid_and_its_numbers_are_the_results(name, pushed):
     tag = "image-classification" if name in CLASSIFIERS else "image-segmentation"
     assert (card.data.pipeline_tag, card.data.library_name) == (tag, "transformers")
     assert card.data.datasets == [case.dataset]
-    assert card.data.base_model == (None if case.model.startswith("builtin:") else case.model)
+    base_models = {"builtin:mlp": None, "builtin:fcn": "dora/resnet"}  # the pretrained backbone
+    assert card.data.base_model == base_models.get(case.model, case.model)
     found = {(entry.dataset_split, entry.metric_name): entry.metric_value for entry in card.data.eval_results}
     assert found == {
         (split, f"{metric} ({split})"): round(value, 5)
@@ -386,6 +387,7 @@ def test_a_stream_of_the_hub_is_trained_on(name, tmp_path, monkeypatch):
     # datasets waits 5 seconds each time a shuffled stream of parquet files is left.
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     flags = ("--streaming", "--validation_split_name", "test", "--max_steps", 4)
+    flags += ("--image_size", 32) if name == "fcn" else ()
     steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
     run = run_case(name, tmp_path / "run", *flags, **steps)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
