@@ -30,6 +30,7 @@ os.environ |= {
     "NO_PROXY": "127.0.0.1",
     "CUDA_VISIBLE_DEVICES": "",
     "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",  # the tests share the cores among them: busy threads would wait for each other
 }
 
 REPO_COUNTER = itertools.count()

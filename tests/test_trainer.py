@@ -158,7 +158,15 @@ def test_two_processes_have_the_gradient_and_the_metrics_of_one(tmp_path):
     """Pitfall 2: 2 processes x 4 steps gave 8 times the gradient and twice the eval_loss."""
     (tmp_path / "worker.py").write_text(WORKER)
     tiny.save_bert(tmp_path / "bert")  # its tokenizer, for the stream
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(tiny.free_port()),
+    ]
     subprocess.run(
         [*command, str(tmp_path / "worker.py"), str(Path(__file__).parent), str(tmp_path)], check=True, timeout=200
     )

@@ -16,6 +16,7 @@ import logging
 import os
 import random
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -360,6 +361,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 # ---- runs ----
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on, for a launcher: tests run beside each other."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @dataclass(frozen=True)
