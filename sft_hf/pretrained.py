@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from sft_hf import hub
 from sft_hf.arguments import ModelArguments
 from sft_hf.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
-from sft_hf.errors import ArgumentError, ModelError
+from sft_hf.errors import ArgumentError, HubError, ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +75,14 @@ def _resolve(name: str, revision: str | None, model_args: ModelArguments, flag: 
         return ModelSource(path=str(Path(name).expanduser()), name=name)
     if name.startswith(("/", "./", "../", "~")):
         raise ModelError(f"{flag} {name}: no such folder.")
-    architecture = _timm_architecture(name)
-    if architecture and model_args.from_scratch:
+    architecture = _timm_architecture(name) if model_args.from_scratch else None
+    if architecture:
         return ModelSource(path=name, name=name, timm_architecture=architecture)
-    if architecture and "/" not in name:
+    try:
+        return _resolve_hub_model(name, revision, model_args.token, model_args.cache_dir, flag)
+    except HubError:
+        if "/" in name or not _timm_architecture(name):
+            raise
         raise ModelError(
             f"{flag} {name} is an architecture of timm. Its pretrained weights are on the Hub as timm/{name}.TAG; "
             "with --from_scratch it starts from random weights."
