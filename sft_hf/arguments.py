@@ -128,6 +128,11 @@ class FinetuningArguments(TrainingArguments):
         default=False, metadata={"help": "Also push predictions and reports, which hold texts of the dataset."}
     )
 
+    @property
+    def order_seed(self) -> int:
+        """Of the order of the examples and of what is drawn when one is read: --data_seed, else --seed."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def __post_init__(self):
         import torch
 

@@ -146,11 +146,10 @@ def _build(task, data_args, model_args, training_args, *, methods, datasets) -> 
 def _readers(task: Task, prepared: Prepared, training_args: FinetuningArguments) -> dict[str, Any]:
     """What reads the rows of training and of evaluation, where they become examples on the fly."""
     make = partial(task.load_reader, prepared.processor, prepared.model, prepared.columns, prepared.labels)
-    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    readers = {name: make(split=name.removeprefix("read_"), seed=seed) for name in ("read_train", "read_evaluation")}
-    if training_args.chooses_num_workers and readers["read_train"]:
+    train, evaluation = (make(split=split, seed=training_args.order_seed) for split in ("train", "evaluation"))
+    if training_args.chooses_num_workers and train:
         training_args.dataloader_num_workers = launching.num_reading_workers(on_cpu=training_args.use_cpu)
-    return readers
+    return {"read_train": train, "read_evaluation": evaluation}
 
 
 def _choose_best_metric(

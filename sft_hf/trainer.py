@@ -74,12 +74,10 @@ class SftTrainer(Trainer):
         self._freeze_base_model = freeze_base_model
         self._push_thread = ThreadPoolExecutor(max_workers=1)
         self._push: Future | None = None
-        self.details: dict[
-            str, dict[str, dict[str, float]]
-        ] = {}  # numbers for each class, of the last pass of each kind
+        self.details: dict[str, dict] = {}  # numbers for each class, of the last pass of each kind
         self.thresholds: np.ndarray | None = None  # of multi-label classes, from the last validation
         self._num_own_examples = 0
-        self._keep: Callable[[int, Any], Any] | None = None  # what is done with each prediction of the pass under way
+        self._keep: Keep | None = None  # what is done with each prediction of the pass under way
         self._kept: dict[int, Any] = {}
         super().__init__(**kwargs)
         # Before transformers had loss_is_scaled_for_ga (5.18), this was what kept it from dividing once more.
@@ -100,15 +98,14 @@ class SftTrainer(Trainer):
         return sampler if self._read_train is None else KeyedByEpoch(sampler)
 
     def _train_order(self, dataset: Dataset) -> Sampler:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if self.args.train_sampling_strategy == "random":
-            return Shuffled(len(dataset), seed=seed)
+            return Shuffled(len(dataset), seed=self.args.order_seed)
         if self.args.train_sampling_strategy != "group_by_length" or "length" not in dataset.column_names:
             return super()._get_train_sampler(dataset)
         return GroupedByLength(
             dataset["length"][:],
             batch_size=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            seed=seed,
+            seed=self.args.order_seed,
         )
 
     def _get_dataloader(self, dataset: Dataset | IterableDataset, *args, **kwargs) -> DataLoader:
