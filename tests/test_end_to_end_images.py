@@ -417,17 +417,8 @@ def two_processes(repositories, tmp_path_factory) -> Path:
     """The folder of two runs, each trained, evaluated and saved by two processes on the CPU."""
     folder = tmp_path_factory.mktemp("two_processes")
     (folder / "worker.py").write_text(WORKER)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(tiny.free_port()),
-    ]
     process = subprocess.run(
-        [*command, str(folder / "worker.py"), str(Path(__file__).parent), str(folder)],
+        [*tiny.torchrun(2), str(folder / "worker.py"), str(Path(__file__).parent), str(folder)],
         capture_output=True,
         text=True,
         timeout=200,

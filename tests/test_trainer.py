@@ -1,7 +1,6 @@
 """The gradient of a step does not depend on how its global batch was cut; evaluation counts every example once."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -158,17 +157,10 @@ def test_two_processes_have_the_gradient_and_the_metrics_of_one(tmp_path):
     """Pitfall 2: 2 processes x 4 steps gave 8 times the gradient and twice the eval_loss."""
     (tmp_path / "worker.py").write_text(WORKER)
     tiny.save_bert(tmp_path / "bert")  # its tokenizer, for the stream
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(tiny.free_port()),
-    ]
     subprocess.run(
-        [*command, str(tmp_path / "worker.py"), str(Path(__file__).parent), str(tmp_path)], check=True, timeout=200
+        [*tiny.torchrun(2), str(tmp_path / "worker.py"), str(Path(__file__).parent), str(tmp_path)],
+        check=True,
+        timeout=200,
     )
     two = torch.load(tmp_path / "results.pt", weights_only=True)
     for case, (make_rows, task, flags) in CASES.items():

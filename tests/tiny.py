@@ -363,11 +363,13 @@ def files(folder: Path) -> dict[str, bytes]:
 # ---- runs ----
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on, for a launcher: tests run beside each other."""
+def torchrun(num_processes: int) -> list[str]:
+    """The start of a command that launches processes, on a port that nobody listens on: tests run beside each other."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        port = str(listener.getsockname()[1])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
+    return [*launcher, "--master_port", port]
 
 
 @dataclass(frozen=True)
