@@ -3,7 +3,6 @@
 resolve_class_weights("balanced", names=["ham", "spam"], counts=lambda: [900, 100])   -> tensor([0.556, 5.0])
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
+from sft_hf.configuration import read_json_or_yaml
 from sft_hf.errors import ArgumentError
 from sft_hf.losses import balanced_class_weights
 
@@ -47,10 +46,7 @@ def _read(path: Path, names: Sequence[str]) -> Tensor:
     flag = f"--class_weights {path}"
     if not path.is_file():
         raise ArgumentError(f"{flag}: expected none, balanced, or an existing json or yaml file.")
-    try:
-        content = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
-        raise ArgumentError(f"{flag} cannot be read: {error}") from None
+    content = read_json_or_yaml(path, flag=flag)
     if isinstance(content, dict):
         content = {str(name): weight for name, weight in content.items()}
         if set(content) != set(names):

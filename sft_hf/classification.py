@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from sft_hf.arguments import FinetuningArguments, ModelArguments
 from sft_hf.class_weights import resolve_class_weights
-from sft_hf.data.columns import find_label_column
+from sft_hf.data.columns import find_label_column, require_column
 from sft_hf.data.label_resolution import resolve_labels
 from sft_hf.data.labels import Labels, encode_column
 from sft_hf.data.sources import Source
-from sft_hf.errors import ArgumentError, DataError
+from sft_hf.errors import ArgumentError
 from sft_hf.losses import Loss, make_loss
 from sft_hf.metrics import EvaluateModules, Metrics, MultiLabelMetrics, RegressionMetrics, SingleLabelMetrics
+from sft_hf.pretrained import new_head
 from sft_hf.task import AnyDataset, Batch, Columns, Task
 
 logger = logging.getLogger(__name__)
@@ -101,11 +102,7 @@ class Classification(Task):
         if split == "test" and not self.has_labels(dataset, columns, labels):
             logger.info("the test split has no labels: its predictions are written, nothing is scored")
             return dataset
-        if columns.label not in (dataset.column_names or []):
-            raise DataError(
-                f"The {split} split has no column {columns.label!r}; it has {', '.join(dataset.column_names or [])}. "
-                "Choose with --label_column_name."
-            )
+        require_column(dataset.column_names, columns.label, split=split, flag="--label_column_name")
         if isinstance(dataset, IterableDataset):
             return dataset.filter(_IsLabelled(columns.label, labels, columns.label_feature(dataset)))
         encoded = self.encoded(dataset, columns, labels)
@@ -134,7 +131,7 @@ class Classification(Task):
         """
         if isinstance(train, IterableDataset) or labels.problem_type == "single_label_classification":
             return
-        head = _new_head(model, labels.num_labels)
+        head = new_head(model, labels.num_labels, torch.nn.Linear)
         if head is None:
             return
         targets = torch.tensor(train["labels"][:], dtype=torch.float32)
@@ -234,16 +231,6 @@ class Classification(Task):
         answered = np.array([[answer[name] for name in labels.names] for answer in by_name], dtype=np.float32)
         wanted = self.scores(np.stack(predictions), labels)
         return float(np.abs(answered - wanted).max()) / max(1.0, float(np.abs(wanted).max()))
-
-
-def _new_head(model: PreTrainedModel, num_labels: int) -> torch.nn.Linear | None:
-    """The last linear layer with an output for each label, if its bias is still all zero, as only a new one's is."""
-    heads = [
-        module
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module.out_features == num_labels and module.bias is not None
-    ]
-    return heads[-1] if heads and not heads[-1].bias.any() else None
 
 
 class _IsLabelled:

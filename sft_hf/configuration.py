@@ -5,6 +5,7 @@ learning_rate: 1e-5          # YAML calls this a string; the parser of the flags
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,14 @@ from typing import Any
 import yaml
 
 from sft_hf.errors import ArgumentError
+
+
+def read_json_or_yaml(path: Path, *, flag: str) -> Any:
+    """What the file of a flag holds, JSON by its suffix, else YAML; ArgumentError where it cannot be parsed."""
+    try:
+        return json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ArgumentError(f"{flag} cannot be read: {error}") from None
 
 
 def config_path(name: str) -> Path:

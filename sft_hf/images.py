@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from sft_hf.arguments import ModelArguments
+from sft_hf.data.columns import require_column
 from sft_hf.data.folders import as_encoded_images
 from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError, DataError
@@ -64,11 +65,7 @@ class Images(Task):
     def decodable(self, dataset: AnyDataset, columns: Columns, *, split: str) -> AnyDataset:
         """Encoded pictures, all of which decode; the others end the run or are left out, as --on_bad_example says."""
         (column,) = columns.inputs
-        if column not in (dataset.column_names or []):
-            raise DataError(
-                f"The {split} split has no column {column!r}; it has {', '.join(dataset.column_names or [])}. "
-                "Choose with --image_column_name."
-            )
+        require_column(dataset.column_names, column, split=split, flag="--image_column_name")
         dataset = as_encoded_images(dataset, column)
         if isinstance(dataset, IterableDataset):
             return dataset.filter(_Decodes(column)) if self.on_bad_example == "skip" else dataset
@@ -138,6 +135,15 @@ def read_image(row: dict, column: str) -> Image.Image:
 def unreadable(row: dict, error: UnreadableImage) -> DataError:
     """What a picture that went bad after it was checked, or that a stream brought, says."""
     return DataError(f"example {row[EXAMPLE_ID]}: {error}. --on_bad_example skip leaves such pictures out.")
+
+
+def renamed(dataset: AnyDataset, names: dict[str, str]) -> AnyDataset:
+    """The columns of `names` that the dataset has, alone and under their new names; nothing is copied."""
+    there = {before: after for before, after in names.items() if before in dataset.column_names}
+    dataset = dataset.select_columns(list(there))
+    for before, after in there.items():
+        dataset = dataset if before == after else dataset.rename_column(before, after)
+    return dataset
 
 
 def stacked_pixels(examples: list[dict]) -> Batch:

@@ -86,8 +86,7 @@ def _resolve(name: str, revision: str | None, model_args: ModelArguments, flag: 
         raise ModelError(
             f"{flag} {name} is an architecture of timm. Its pretrained weights are on the Hub as timm/{name}.TAG; "
             "with --from_scratch it starts from random weights."
-        )
-    return _resolve_hub_model(name, revision, model_args.token, model_args.cache_dir, flag)
+        ) from None
 
 
 def _timm_architecture(name: str) -> str | None:
@@ -378,6 +377,18 @@ def freeze_base_model(model: PreTrainedModel) -> None:
             parameter.requires_grad_(False)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("the base model is frozen; %d parameters are trained", trainable)
+
+
+def new_head(model: PreTrainedModel, num_labels: int, kind: type[torch.nn.Module]) -> torch.nn.Module | None:
+    """The last layer of a kind (Linear, Conv2d) with an output for each label, if its bias is all zero, as only a new one's is."""
+    heads = [
+        module
+        for module in model.modules()
+        if isinstance(module, kind)
+        and num_labels == getattr(module, "out_features", getattr(module, "out_channels", None))
+        and module.bias is not None
+    ]
+    return heads[-1] if heads and not heads[-1].bias.any() else None
 
 
 def license_of(source: ModelSource, model_args: ModelArguments) -> str | None:

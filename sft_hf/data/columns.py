@@ -219,6 +219,13 @@ def find_mask_column(
     return _find_pictures(features, flag=LABEL_FLAG, given=given, exclude=exclude, **names, role="mask")
 
 
+def require_column(column_names: Sequence[str] | None, name: str, *, split: str, flag: str) -> None:
+    """DataError where a split lacks a column that the training split has."""
+    there = column_names or []
+    if name not in there:
+        raise DataError(f"The {split} split has no column {name!r}; it has {', '.join(there)}. Choose with {flag}.")
+
+
 def feature_kind(feature: Any) -> str:
     """What one value of a feature is: class, string, boolean, integer, float, null, list or other."""
     if isinstance(feature, ClassLabel):

@@ -18,7 +18,7 @@ from sft_hf.data.columns import find_image_column
 from sft_hf.data.labels import Labels
 from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError
-from sft_hf.images import Images, adopt_image_size, in_channels_last, read_image, stacked_pixels, unreadable
+from sft_hf.images import Images, adopt_image_size, in_channels_last, read_image, renamed, stacked_pixels, unreadable
 from sft_hf.pretrained import load_config, load_model, resolve_model
 from sft_hf.task import AnyDataset, Batch, Columns
 from sft_hf.vision.augmentation import ImageAugmentation
@@ -85,15 +85,10 @@ class ImageClassification(Images, Classification):
         num_workers: int | None = None,
     ) -> AnyDataset:
         """The encoded picture as `image`, `labels` where known, `example_id`; nothing is decoded yet."""
-        encode = _EncodeLabel(columns, labels, columns.label_feature(dataset))
         if isinstance(dataset, IterableDataset):
+            encode = _EncodeLabel(columns, labels, columns.label_feature(dataset))
             return dataset.map(encode, remove_columns=list(dataset.column_names))
-        names = {columns.inputs[0]: "image", ENCODED_LABEL: "labels", EXAMPLE_ID: EXAMPLE_ID}
-        there = {before: after for before, after in names.items() if before in dataset.column_names}
-        kept = dataset.select_columns(list(there))
-        for before, after in there.items():
-            kept = kept if before == after else kept.rename_column(before, after)
-        return kept
+        return renamed(dataset, {columns.inputs[0]: "image", ENCODED_LABEL: "labels", EXAMPLE_ID: EXAMPLE_ID})
 
     def load_reader(
         self, processor: Any, model: PreTrainedModel, columns: Columns, labels: Labels, *, split: str, seed: int

@@ -30,12 +30,12 @@ from transformers import (
 
 from sft_hf.arguments import FinetuningArguments, ModelArguments
 from sft_hf.class_weights import resolve_class_weights
-from sft_hf.data.columns import find_image_column, find_mask_column
+from sft_hf.data.columns import find_image_column, find_mask_column, require_column
 from sft_hf.data.folders import as_encoded_images
 from sft_hf.data.labels import SEMANTIC_SEGMENTATION, Labels
 from sft_hf.data.sources import EXAMPLE_ID, Source
-from sft_hf.errors import ArgumentError, DataError
-from sft_hf.images import Images, adopt_image_size, in_channels_last, map_rows, refuse_or_skip
+from sft_hf.errors import ArgumentError
+from sft_hf.images import Images, adopt_image_size, in_channels_last, map_rows, refuse_or_skip, renamed
 from sft_hf.losses import Loss, make_loss
 from sft_hf.metrics import Metrics, SegmentationMetrics
 from sft_hf.models.fcn import FcnConfig, backbone_data_config, backbone_settings, load_pretrained_backbone
@@ -44,6 +44,7 @@ from sft_hf.pretrained import (
     load_image_processor,
     load_model,
     load_tokenizer,
+    new_head,
     resolve_backbone,
     resolve_model,
 )
@@ -51,9 +52,9 @@ from sft_hf.report.overlays import overlay_sheet, write_palette_png
 from sft_hf.task import AnyDataset, Batch, Columns
 from sft_hf.vision import universal
 from sft_hf.vision.augmentation import JointAugmentation
-from sft_hf.vision.decoding import open_image, size_of, to_rgb
+from sft_hf.vision.decoding import open_image, size_of
 from sft_hf.vision.geometry import Geometry, fixed_size, without_crop
-from sft_hf.vision.masks import MaskClasses, read_color_table, read_mask, resolve_mask_classes
+from sft_hf.vision.masks import MaskClasses, pixel_counts, read_color_table, read_mask, resolve_mask_classes
 from sft_hf.vision.pairs import PairCollator, ReadPair, ScanPair, UsablePair
 from sft_hf.vision.windows import logits_of_pictures, resampled, seen_once, window_boxes
 
@@ -167,7 +168,7 @@ class SemanticSegmentation(Images):
         )
         counts = None
         if isinstance(source.splits["train"], Dataset) and "train" in pixels:
-            counts = tuple(pixels["train"][raw] for raw in classes.raw_ids)
+            counts = tuple(pixel_counts(pixels["train"], classes).tolist())
         return MaskLabels(
             SEMANTIC_SEGMENTATION, tuple(classes.names), columns.label or "", classes=classes, pixel_counts=counts
         )
@@ -214,11 +215,7 @@ class SemanticSegmentation(Images):
         if not has_masks and split == "test":
             logger.info("the test split has no masks: its predictions are written, nothing is scored")
             return self.decodable(dataset, columns, split=split)
-        if not has_masks:
-            raise DataError(
-                f"The {split} split has no column {columns.label!r}; it has {', '.join(dataset.column_names or [])}. "
-                "Choose with --label_column_name."
-            )
+        require_column(dataset.column_names, columns.label, split=split, flag="--label_column_name")
         # The masks first: a stream that was filtered no longer knows them undecoded.
         dataset = self.decodable(as_encoded_images(dataset, columns.label), columns, split=split)
         if self.on_bad_example == "error":  # and so `labels` has refused them
@@ -308,7 +305,7 @@ class SemanticSegmentation(Images):
         A head that starts even spends its first steps, and the encoder's, on how much background there is. Balanced weights make
         all shares even.
         """
-        head = None if universal.is_universal(model.config) else new_pixel_head(model, labels.num_labels)
+        head = None if universal.is_universal(model.config) else new_head(model, labels.num_labels, torch.nn.Conv2d)
         if head is None or labels.pixel_counts is None or self.class_weights == "balanced":
             return
         counts = torch.tensor(labels.pixel_counts, dtype=torch.float64)
@@ -331,14 +328,7 @@ class SemanticSegmentation(Images):
         num_workers: int | None = None,
     ) -> AnyDataset:
         """The encoded picture as `image`, the encoded mask as `labels`, `example_id`; nothing is decoded yet."""
-        (image,) = columns.inputs
-        names = {image: "image", EXAMPLE_ID: EXAMPLE_ID}
-        if columns.label in dataset.column_names:
-            names[columns.label] = "labels"
-        kept = dataset.select_columns(list(names))
-        for before, after in names.items():
-            kept = kept if before == after else kept.rename_column(before, after)
-        return kept
+        return renamed(dataset, {columns.inputs[0]: "image", columns.label: "labels", EXAMPLE_ID: EXAMPLE_ID})
 
     def load_reader(
         self, processor: Any, model: PreTrainedModel, columns: Columns, labels: Labels, *, split: str, seed: int
@@ -452,7 +442,7 @@ class SemanticSegmentation(Images):
         target.mkdir(parents=True, exist_ok=True)
         for row, prediction in zip(rows, predictions, strict=True):
             truth = labels.classes.encode(read_mask(row[columns.label], colors=self._colors))
-            image = to_rgb(open_image(row[columns.inputs[0]]))
+            image = super().pipeline_inputs(row, columns)  # whole, also with --eval_window
             sheet = overlay_sheet(image, truth, prediction.cpu().numpy(), names=labels.names)
             sheet.save(target / f"{row[EXAMPLE_ID]}.jpg", quality=90)
 
@@ -522,13 +512,3 @@ def _as_batches(labels: Tensor | list[Tensor]) -> list[Tensor]:
 
 def _summed(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in parts[0]} if parts else {}
-
-
-def new_pixel_head(model: PreTrainedModel, num_labels: int) -> torch.nn.Conv2d | None:
-    """The convolution with an output for each class, if its bias is still all zero, as only a new one's is."""
-    heads = [
-        module
-        for module in model.modules()
-        if isinstance(module, torch.nn.Conv2d) and module.out_channels == num_labels and module.bias is not None
-    ]
-    return heads[-1] if heads and not heads[-1].bias.any() else None

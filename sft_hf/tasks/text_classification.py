@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from sft_hf.arguments import ModelArguments
 from sft_hf.classification import ENCODED_LABEL, Classification, labels_tensor
-from sft_hf.data.columns import find_text_columns
+from sft_hf.data.columns import find_text_columns, require_column
 from sft_hf.data.labels import Labels, encode_column
 from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError, DataError
@@ -75,11 +75,7 @@ class TextClassification(Classification):
 
     def _check_texts(self, dataset: AnyDataset, columns: Columns, split: str) -> None:
         for column in columns.inputs:
-            if column not in (dataset.column_names or []):
-                raise DataError(
-                    f"The {split} split has no column {column!r}; it has {', '.join(dataset.column_names or [])}. "
-                    "Choose with --text_column_names."
-                )
+            require_column(dataset.column_names, column, split=split, flag="--text_column_names")
             feature = dataset.features[column]
             if getattr(feature, "dtype", None) not in ("string", "large_string", "null"):
                 raise DataError(

@@ -20,7 +20,6 @@ and that of its picture is not: a mask that was drawn on the upright picture is 
 """
 
 import io
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from datasets.utils.file_utils import xopen
 from PIL import Image, ImageOps
 
+from sft_hf.configuration import read_json_or_yaml
 from sft_hf.errors import ArgumentError, DataError
 from sft_hf.losses import IGNORE_INDEX
 
@@ -113,10 +112,7 @@ def read_color_table(path: str | Path) -> tuple[dict[Color, int], tuple[str, ...
     path, flag = Path(path), f"{COLORS_FLAG} {path}"
     if not path.is_file():
         raise ArgumentError(f"{flag}: expected an existing json or yaml file, {{name: [r, g, b]}} in id order.")
-    try:
-        content = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
-        raise ArgumentError(f"{flag} cannot be read: {error}") from None
+    content = read_json_or_yaml(path, flag=flag)
     if not isinstance(content, dict) or not content:
         raise ArgumentError(f"{flag}: expected {{name: [r, g, b]}} in id order, found {content!r:.80}.")
     colors: dict[Color, int] = {}

@@ -26,8 +26,9 @@ from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
 from sft_hf.data.sources import from_memory, load_splits
 from sft_hf.errors import ArgumentError, DataError
 from sft_hf.losses import IGNORE_INDEX
+from sft_hf.pretrained import new_head
 from sft_hf.task import Columns
-from sft_hf.tasks.semantic_segmentation import MaskLabels, SemanticSegmentation, new_pixel_head
+from sft_hf.tasks.semantic_segmentation import MaskLabels, SemanticSegmentation
 from sft_hf.vision.geometry import Geometry
 from sft_hf.vision.masks import MaskClasses
 from sft_hf.vision.universal import is_universal
@@ -331,7 +332,7 @@ def test_a_new_head_starts_at_the_logarithm_of_the_shares(kind, world, tmp_path)
     assert len(biases) == 1
     torch.testing.assert_close(biases[0].detach(), expected)
     assert not any("auxiliary" in name for name, _ in trainer.model.named_modules())
-    assert new_pixel_head(trainer.model, 4) is None, "it is new no more"
+    assert new_head(trainer.model, 4, torch.nn.Conv2d) is None, "it is new no more"
 
 
 def test_the_head_starts_at_the_shares_as_the_weights_weigh_them(tmp_path):
