@@ -37,6 +37,7 @@ if __name__ == "__main__":
         load_best_model_at_end=True,
         logging_steps=0.05,
         model_defaults={
+            "*mobilenet*": {"learning_rate": 1e-3},  # small and convolutional: docs/results.md
             "from_scratch": {"learning_rate": 1e-3, "num_train_epochs": 100},
             # The embedded default: a small network that sees fine strokes, and digits that mean something else in a mirror.
             ("builtin:fcn", "builtin:digit_scenes"): {

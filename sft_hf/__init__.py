@@ -37,10 +37,11 @@ def __getattr__(name: str):
 
 @wrapt.when_imported("transformers.models.auto.modeling_auto")
 def _register_architectures(_module) -> None:
-    """Register builtin:lstm, mlp and fcn as soon as transformers' Auto classes exist, and not before.
+    """Register builtin:crnn, fcn, lstm and mlp as soon as transformers' Auto classes exist, and not before.
 
     Registering needs torch, and `import sft_hf` has to stay quick for `sft-hf --help`.
     """
+    import sft_hf.models.crnn
     import sft_hf.models.fcn
     import sft_hf.models.lstm
     import sft_hf.models.mlp  # noqa: F401

@@ -32,6 +32,7 @@ from sft_hf.trainer import SftTrainer
 
 logger = logging.getLogger(__name__)
 
+SPLIT_PREFIXES = {"validation": "eval", "test": "test"}
 RELOAD_SAMPLE = 16
 # Of Task.reload_difference (probabilities, or the share of the pixels): float32 differs by summation order alone, bfloat16
 # keeps 8 bits of mantissa.
@@ -82,7 +83,7 @@ def check_reload(
 
     task, labels = trainer.task, prepared.labels
     saved = pipeline(task.pipeline_tag, model=output_dir, device="cpu", trust_remote_code=trust_remote_code)
-    inputs = [task.pipeline_inputs(row, prepared.columns) for row in sample]
+    inputs = [task.pipeline_inputs(row, prepared.columns, prepared.processor) for row in sample]
     answers = [saved(item, **task.pipeline_options()) for item in inputs]
     difference = task.reload_difference([expected[row[EXAMPLE_ID]] for row in sample], answers, labels)
     weights = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(
@@ -119,6 +120,22 @@ def training_facts(trainer: SftTrainer, *, started: float) -> dict[str, Any]:
         if trainer.state.best_model_checkpoint
         else None,
     }
+
+
+def speed_of_sound(
+    task: Task, examples: dict[str, Any], training: dict[str, Any], measured: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Seconds of sound trained on in a second and, for each evaluated split, seconds of work for one of sound; {} without sound."""
+    seconds = {split: task.seconds_per_example(examples[split]) for split in ("train", *measured)}
+    facts: dict[str, Any] = {}
+    if seconds["train"]:
+        facts["audio_seconds_per_second"] = round(training["train_samples_per_second"] * seconds["train"], 2)
+    factors = {
+        split: round(1 / (values[f"{SPLIT_PREFIXES[split]}_samples_per_second"] * seconds[split]), 5)
+        for split, values in measured.items()
+        if seconds[split]
+    }
+    return facts | ({"real_time_factor": factors} if factors else {})
 
 
 def write_all(

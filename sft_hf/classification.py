@@ -171,7 +171,7 @@ class Classification(Task):
             return outputs, {}
         return outputs, loss.sums(outputs.logits, batch["labels"])
 
-    def predict(self, outputs: Any, batch: Batch, processor: Any) -> np.ndarray:
+    def predict(self, model: PreTrainedModel, outputs: Any, batch: Batch, processor: Any) -> np.ndarray:
         """Logits `(batch, num_labels)`, float32."""
         return outputs.logits.detach().float().cpu().numpy()
 

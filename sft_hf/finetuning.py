@@ -31,7 +31,6 @@ from sft_hf.task import AnyDataset, Task
 from sft_hf.trainer import SftTrainer
 
 logger = logging.getLogger(__name__)
-SPLIT_PREFIXES = {"validation": "eval", "test": "test"}
 
 
 def finetune(
@@ -207,17 +206,20 @@ def _evaluate(
     trainer: SftTrainer, prepared: Prepared, *, started: float
 ) -> tuple[dict[str, Any], dict[int, np.ndarray] | None]:
     """The best model on validation and, once, on test: the results, and the predictions for test."""
-    metrics, predictions = {"validation": _plain(trainer.evaluate(), "eval")}, None
+    measured, predictions = {"validation": trainer.evaluate()}, None
     test = prepared.examples.get("test")
     keep = partial(trainer.task.keep_prediction, folder=Path(trainer.args.output_dir) / "predictions")
     if test is not None and _is_labelled(test):
-        on_test, predictions = trainer.evaluate_and_predict(test, metric_key_prefix="test", keep=keep)
-        metrics["test"] = _plain(on_test, "test")
+        measured["test"], predictions = trainer.evaluate_and_predict(test, metric_key_prefix="test", keep=keep)
     elif test is not None:
         predictions = trainer.predictions(test, keep=keep)
+    metrics = {split: _plain(values, artefacts.SPLIT_PREFIXES[split]) for split, values in measured.items()}
     training = artefacts.training_facts(trainer, started=started)
+    training |= artefacts.speed_of_sound(trainer.task, prepared.examples, training, measured)
     per_class = {
-        split: trainer.details[prefix] for split, prefix in SPLIT_PREFIXES.items() if trainer.details.get(prefix)
+        split: trainer.details[prefix]
+        for split, prefix in artefacts.SPLIT_PREFIXES.items()
+        if trainer.details.get(prefix)
     }
     results = {"task": trainer.task.pipeline_tag, "metrics": metrics, "training": training}
     return {**results, **({"per_class": per_class} if per_class else {})}, predictions
@@ -246,7 +248,9 @@ def _leave_behind(
 ) -> None:
     training_args = trainer.args
     sample_rows = artefacts.reload_sample(prepared.rows["validation"], prepared.columns)
-    expected = trainer.predictions(artefacts.matching(prepared.examples["validation"], sample_rows))
+    expected = trainer.predictions_for_the_reload_check(
+        artefacts.matching(prepared.examples["validation"], sample_rows)
+    )
     artefacts.save_model(trainer, prepared, training_args.output_dir)
     if not launching.is_main_process():
         return
@@ -258,13 +262,19 @@ def _leave_behind(
         training_args.output_dir,
         trust_remote_code=parsed.instances[1].trust_remote_code,
     )
+    reports = Path(training_args.output_dir) / "reports"
     trainer.task.report_examples(
         sample_rows,
         [expected[row[EXAMPLE_ID]] for row in sample_rows],
         prepared.columns,
         prepared.labels,
-        folder=Path(training_args.output_dir) / "reports",
+        folder=reports,
     )
+    for split, prefix in artefacts.SPLIT_PREFIXES.items():
+        if prefix in trainer.accumulated:
+            trainer.task.report_metrics(
+                trainer.accumulated[prefix], prepared.rows[split], prepared.columns, folder=reports, split=split
+            )
     artefacts.write_all(trainer, prepared, results, parsed, predictions)
     if training_args.push_to_hub:
         _push(training_args)

@@ -15,6 +15,8 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
@@ -163,9 +165,9 @@ def parse_arguments(
 ) -> Parsed:
     """Merge recipe, YAML and command line into instances of `dataclass_types`.
 
-    `model_defaults` replace some of `defaults` for a model of that name, for a pair of model and dataset (the embedded
-    default of a recipe), or under "from_scratch" where the weights start
-    random: a rate that fine-tunes a model of 110 million parameters does not train a small or a fresh one.
+    `model_defaults` replace some of `defaults` for a model of that name (or pattern, "*mobilenet*"), for a pair of model and
+    dataset (the embedded default of a recipe), under "from_scratch" where the weights start random, or under "freeze_base_model"
+    where the head alone is trained: a rate that fine-tunes a model of 110 million parameters does not train a small or a fresh one.
 
     Raises ArgumentError for an unknown, abbreviated or replaced name, for a value of the wrong type, and for values
     that the dataclasses themselves refuse.
@@ -247,14 +249,21 @@ def _merge(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, A
 def _defaults_of_model(
     merged: Mapping[str, Any], model_defaults: Mapping[str | tuple[str, str], Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """Those of the model's name, else of from_scratch, and above them those of the model on one demo set.
+    """Those of the model's name, else of from_scratch; above them those of a frozen base, or of the model on one demo set.
 
-    Of the builtin models minilm is pretrained, and one that is given a pretrained backbone.
+    A name with a * stands for all whose last part is like it. Of the builtin models minilm is pretrained, and one that is given a
+    pretrained backbone.
     """
     model, dataset = merged.get("model_name_or_path", ""), merged.get("dataset_name")
     is_fresh = model.startswith("builtin:") and model != "builtin:minilm" and not merged.get("backbone_name_or_path")
-    name = "from_scratch" if merged.get("from_scratch") or (is_fresh and model not in model_defaults) else model
-    return {**model_defaults.get(name, {}), **(model_defaults.get((model, dataset), {}) if is_fresh else {})}
+    if merged.get("from_scratch") or (is_fresh and model not in model_defaults):
+        name = "from_scratch"
+    else:
+        patterns = [key for key in model_defaults if isinstance(key, str) and "*" in key]
+        last = Path(model).name.lower()
+        name = next((pattern for pattern in patterns if fnmatchcase(last, pattern)), model)
+    above = "freeze_base_model" if merged.get("freeze_base_model") else (model, dataset) if is_fresh else None
+    return {**model_defaults.get(name, {}), **model_defaults.get(above, {})}
 
 
 def _instantiate(dataclass_types: Sequence[type], merged: Mapping[str, Any]) -> tuple[Any, ...]:

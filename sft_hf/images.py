@@ -4,9 +4,7 @@
                                                    ->  float32 (batch, 3, 224, 224)               on the device
 """
 
-import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, ClassVar, Literal
@@ -18,21 +16,19 @@ from transformers import PreTrainedModel
 
 from sft_hf.arguments import ModelArguments
 from sft_hf.data.columns import require_column
-from sft_hf.data.folders import as_encoded_images
+from sft_hf.data.paths import as_encoded_images
+from sft_hf.data.rows import map_rows, refuse_or_skip
 from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError, DataError
-from sft_hf.launching import cores_of_this_process
 from sft_hf.pretrained import load_image_processor
 from sft_hf.task import AnyDataset, Batch, Columns, Task
-from sft_hf.vision.decoding import UnreadableImage, check_image, digest, open_image, to_rgb
+from sft_hf.vision.decoding import UnreadableImage, check_image, digest, in_memory, open_image, to_rgb
 from sft_hf.vision.geometry import Geometry, with_image_size
 
 logger = logging.getLogger(__name__)
-ROWS_FOR_PROCESSES = 2000  # from which number of pictures on they are checked in several processes
-NUM_NAMED = 5  # files that a message names
 # Models that interpolate their positions to whatever picture comes; the size in their configuration is that of pretraining.
 OF_ANY_SIZE = ("dinov2", "dinov2_with_registers")
-FOUND = "found"  # the column of what was found out about a row
+DIGEST = "digest_of_the_picture"  # the column in which example_keys wait
 
 
 @dataclass(frozen=True)
@@ -69,15 +65,15 @@ class Images(Task):
         dataset = as_encoded_images(dataset, column)
         if isinstance(dataset, IterableDataset):
             return dataset.filter(_Decodes(column)) if self.on_bad_example == "skip" else dataset
-        scans = map_rows(dataset.select_columns([column]), _Check(column), f"checking the pictures of {split}")
+        scans = map_rows(dataset.select_columns([column]), _Scan(column), f"checking the pictures of {split}")
+        # Added before rows are chosen: a later column would copy all that is in them.
+        dataset = dataset.add_column(DIGEST, [scan["digest"] for scan in scans])
         reasons = [scan["reason"] for scan in scans]
         return refuse_or_skip(dataset, reasons, self.on_bad_example, what=f"{split}: pictures that cannot be decoded")
 
     def example_keys(self, dataset: Dataset, columns: Columns) -> list[str]:
         """A digest of each encoded picture: the same file in two splits is found, not the same scene."""
-        (column,) = columns.inputs
-        scans = map_rows(dataset.select_columns([column]), _Digest(column), "comparing pictures")
-        return [scan["digest"] for scan in scans]
+        return dataset[DIGEST][:]
 
     def load_processor(self, model_args: ModelArguments, train: AnyDataset, columns: Columns) -> Any:
         """The model's image processor, with --image_size."""
@@ -92,7 +88,7 @@ class Images(Task):
         """The file's name, and its folder's, where it has one; --push_examples publishes it."""
         return {name: _name_of(row[name]["path"]) for name in columns.inputs}
 
-    def pipeline_inputs(self, example: dict, columns: Columns) -> Image.Image:
+    def pipeline_inputs(self, example: dict, columns: Columns, processor: Any) -> Image.Image:
         """The upright 8-bit RGB picture."""
         (column,) = columns.inputs
         return to_rgb(open_image(example[column]))
@@ -137,15 +133,6 @@ def unreadable(row: dict, error: UnreadableImage) -> DataError:
     return DataError(f"example {row[EXAMPLE_ID]}: {error}. --on_bad_example skip leaves such pictures out.")
 
 
-def renamed(dataset: AnyDataset, names: dict[str, str]) -> AnyDataset:
-    """The columns of `names` that the dataset has, alone and under their new names; nothing is copied."""
-    there = {before: after for before, after in names.items() if before in dataset.column_names}
-    dataset = dataset.select_columns(list(there))
-    for before, after in there.items():
-        dataset = dataset if before == after else dataset.rename_column(before, after)
-    return dataset
-
-
 def stacked_pixels(examples: list[dict]) -> Batch:
     """`pixel_values` (batch, 3, height, width), as the examples have them, and `example_id` (batch,)."""
     return {
@@ -154,57 +141,19 @@ def stacked_pixels(examples: list[dict]) -> Batch:
     }
 
 
-def map_rows(dataset: Dataset, function: Callable[[dict], dict], description: str) -> list[dict]:
-    """What `function` says of each row of encoded pictures, as JSON holds it; in several processes where there are many."""
-    found = dataset.map(
-        _AsJson(function),
-        remove_columns=dataset.column_names,
-        num_proc=cores_of_this_process() if len(dataset) >= ROWS_FOR_PROCESSES else None,
-        # What a path names can have been mended since.
-        load_from_cache_file=all((value or {}).get("bytes") for row in dataset.take(1) for value in row.values()),
-        desc=description,
-    )
-    return [json.loads(text) for text in found[FOUND]]
-
-
-def refuse_or_skip(dataset: Dataset, reasons: list[str | None], on_bad_example: str, *, what: str) -> Dataset:
-    """The rows without a reason against them; DataError that names the others, or, to skip them, a warning."""
-    bad = {row: reason for row, reason in enumerate(reasons) if reason}
-    if not bad:
-        return dataset
-    ids = dataset[EXAMPLE_ID]
-    named = "; ".join(f"row {ids[row]}: {reason}" for row, reason in list(bad.items())[:NUM_NAMED])
-    message = f"{what}: {len(bad)} of {len(dataset)}: {named}{'; ...' if len(bad) > NUM_NAMED else ''}"
-    if on_bad_example == "error":
-        raise DataError(f"{message}. Mend or remove them, or leave them out with --on_bad_example skip.")
-    logger.warning("%s; they are left out", message)
-    return dataset.select([row for row in range(len(dataset)) if row not in bad])
-
-
 @dataclass(frozen=True)
-class _AsJson:
-    """One string for each row: datasets takes a column's type from its first 1,000 values, which may all be None."""
+class _Scan:
+    """What is wrong with a picture, None for nothing, and the digest by which it is found again: one reading for both."""
 
-    function: Callable[[dict], dict]
-
-    def __call__(self, row: dict) -> dict:
-        return {FOUND: json.dumps(self.function(row))}
-
-
-@dataclass(frozen=True)
-class _Check:
     column: str
 
     def __call__(self, row: dict) -> dict:
-        return {"reason": check_image(row[self.column])}
-
-
-@dataclass(frozen=True)
-class _Digest:
-    column: str
-
-    def __call__(self, row: dict) -> dict:
-        return {"digest": digest(row[self.column])}
+        try:
+            value = in_memory(row[self.column])
+        except UnreadableImage as error:
+            return {"reason": str(error), "digest": None}
+        reason = check_image(value)
+        return {"reason": reason, "digest": None if reason else digest(value)}
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,12 @@ def cores_of_this_process() -> int:
 
 
 def num_reading_workers(*, on_cpu: bool) -> int:
-    """How many processes decode examples beside this one: its cores but one, at most 8; on a CPU the model needs them."""
-    cores = cores_of_this_process()
-    return min(8, cores // 2 if on_cpu else max(1, cores - 1))
+    """How many processes decode examples beside this one: none where the model computes on the same cores, else all but one.
+
+    On two cores MobileNetV2 trains on 19.1 pictures a second without and on 6.9 with one worker: reading is 3 % of a step, and a
+    thread of the model's that has to wait for a core holds up the others. At most 8.
+    """
+    return 0 if on_cpu else min(8, max(1, cores_of_this_process() - 1))
 
 
 def keep_freed_memory() -> bool:

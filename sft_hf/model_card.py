@@ -91,7 +91,7 @@ def _card_text(name: str, trainer: SftTrainer, prepared: Prepared, results: dict
         "",
         "## Labels",
         "",
-        f"{prepared.labels.problem_type}: {', '.join(prepared.labels.names)}",
+        f"{prepared.labels.problem_type}: {', '.join(prepared.labels.names) or prepared.labels.column_name}",
         "",
         "## Training",
         "",

@@ -64,7 +64,7 @@ def prepare(
     model = task.load_model(model_args, labels, processor)
     examples = {
         split: task.preprocess(
-            dataset, columns, labels, processor, split=split, num_workers=data_args.preprocessing_num_workers
+            dataset, columns, labels, processor, model, split=split, num_workers=data_args.preprocessing_num_workers
         )
         for split, dataset in rows.items()
     }
@@ -173,4 +173,5 @@ def _say_sizes(rows: dict[str, AnyDataset], labels: Labels, source: Source) -> N
         f"{split} {len(data) if isinstance(data, Dataset) else 'streamed'}" for split, data in rows.items()
     )
     names = ", ".join(labels.names[:8]) + (", ..." if labels.num_labels > 8 else "")
-    logger.info("%s: %s; %s with %d outputs: %s", source.name, sizes, labels.problem_type, labels.num_labels, names)
+    outputs = f" with {labels.num_labels} outputs: {names}" if names else ""
+    logger.info("%s: %s; %s%s", source.name, sizes, labels.problem_type, outputs)

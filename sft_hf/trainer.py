@@ -8,6 +8,7 @@ whatever the number of accumulation steps and processes is (pitfalls 1 and 2).
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class SftTrainer(Trainer):
         self._push_thread = ThreadPoolExecutor(max_workers=1)
         self._push: Future | None = None
         self.details: dict[str, dict] = {}  # numbers for each class, of the last pass of each kind
+        self.accumulated: dict[str, Metrics] = {}  # what they were computed from
         self.thresholds: np.ndarray | None = None  # of multi-label classes, from the last validation
         self._num_own_examples = 0
         self._keep: Keep | None = None  # what is done with each prediction of the pass under way
@@ -214,7 +216,9 @@ class SftTrainer(Trainer):
 
     # ---- evaluation ----
 
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+    def get_eval_dataloader(
+        self, eval_dataset: str | Dataset | None = None, *, batch_size: int | None = None
+    ) -> DataLoader:
         """Batches of this rank alone, none of them padded with examples of another (nothing is counted twice)."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         options: dict[str, Any] = {
@@ -223,7 +227,9 @@ class SftTrainer(Trainer):
             "pin_memory": self.args.dataloader_pin_memory,
         }
         rank, world_size = self.args.process_index, self.args.world_size
-        batch_size = self.args.per_device_eval_batch_size  # the bare model works, on one device also under DataParallel
+        batch_size = (
+            batch_size or self.args.per_device_eval_batch_size
+        )  # the bare model works, on one device also under DataParallel
         if isinstance(dataset, IterableDataset):
             # Every reader numbers the rows by itself, so one reads them all and each rank keeps its own.
             options["num_workers"] = min(1, options["num_workers"])
@@ -261,6 +267,7 @@ class SftTrainer(Trainer):
         elif self.thresholds is not None:
             metrics.thresholds = self.thresholds
         self.details[metric_key_prefix] = metrics.details()
+        self.accumulated[metric_key_prefix] = metrics
         values = {"loss": sum(total / max(weight, 1e-38) for total, weight in sums.values()), **metrics.compute()}
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=prefixed, num_samples=num_examples)
@@ -303,7 +310,7 @@ class SftTrainer(Trainer):
         return self.model
 
     def _predict(self, outputs: Any, batch: Batch) -> Sequence:
-        return self.task.predict(outputs, batch, self.processing_class)
+        return self.task.predict(self._evaluation_model(), outputs, batch, self.processing_class)
 
     def evaluate_and_predict(
         self, dataset: Dataset | IterableDataset, *, metric_key_prefix: str, keep: Keep | None = None
@@ -316,10 +323,26 @@ class SftTrainer(Trainer):
         finally:
             self._keep, self._kept = None, {}
 
-    def predictions(self, dataset: Dataset | IterableDataset, *, keep: Keep | None = None) -> dict[int, Any]:
+    def predictions_for_the_reload_check(self, dataset: Dataset | IterableDataset) -> dict[int, Any]:
+        """As the pipeline predicts: one by one, in the weights' own precision, by what it can do of the task.
+
+        Some models' outputs depend a little on the padding of a batch (wav2vec2, Moonshine), and of two texts that are about as
+        likely autocast can find another one. Nothing is trained or evaluated afterwards.
+        """
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # takes autocast off its forward
+        self.compute_loss_context_manager = nullcontext
+        task, self.task = self.task, self.task.as_the_pipeline_does
+        try:
+            return self.predictions(dataset, batch_size=1)
+        finally:
+            self.task = task
+
+    def predictions(
+        self, dataset: Dataset | IterableDataset, *, keep: Keep | None = None, batch_size: int | None = None
+    ) -> dict[int, Any]:
         """example_id -> prediction (what `keep` makes of it) over all ranks; a split needs no labels for it."""
         found, keep = {}, keep or _as_it_is
-        for batch, outputs, _ in self._forward_over(self.get_eval_dataloader(dataset)):
+        for batch, outputs, _ in self._forward_over(self.get_eval_dataloader(dataset, batch_size=batch_size)):
             keys = batch["example_id"].tolist()
             found |= {key: keep(key, one) for key, one in zip(keys, self._predict(outputs, batch), strict=True)}
         return self._over_ranks(found)

@@ -2,10 +2,6 @@
 
 import io
 import json
-import os
-import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import yaml
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Features
 from datasets import Image as ImageFeature
 from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
@@ -50,18 +46,12 @@ def stored(image: Image.Image, name: str) -> dict:
     return {"bytes": buffer.getvalue(), "path": name}
 
 
-def parquet(columns: dict[str, list], features: Features) -> bytes:
-    buffer = io.BytesIO()
-    Dataset.from_dict(columns, features=features).to_parquet(buffer)
-    return buffer.getvalue()
-
-
 def colours(number: int, *, seed: int) -> bytes:
     """Pictures and a ClassLabel."""
     rows = tiny.pictures(number, seed=seed)
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(tiny.COLOURS))})
     images = [stored(image, f"{index}.png") for index, (_, image, _) in enumerate(rows)]
-    return parquet({"image": images, "label": [colour for colour, _, _ in rows]}, features)
+    return tiny.parquet({"image": images, "label": [colour for colour, _, _ in rows]}, features)
 
 
 def scenes(number: int, *, seed: int) -> bytes:
@@ -71,7 +61,7 @@ def scenes(number: int, *, seed: int) -> bytes:
         "image": [stored(image, f"{index}.png") for index, (_, image, _) in enumerate(rows)],
         "mask": [stored(mask, f"{index}.png") for index, (_, _, mask) in enumerate(rows)],
     }
-    return parquet(columns, Features(dict.fromkeys(columns, ImageFeature())))
+    return tiny.parquet(columns, Features(dict.fromkeys(columns, ImageFeature())))
 
 
 def splits(make) -> dict[str, bytes]:
@@ -126,32 +116,6 @@ SEGMENTERS = {
 CASES = {**CLASSIFIERS, **SEGMENTERS}
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """A finished run, its folder, and what arrived on the Hub."""
-
-    repo_id: str
-    run: tiny.Run
-    folder: Path
-    files: dict[str, bytes]
-
-    @property
-    def results(self) -> dict:
-        return json.loads((self.folder / "results.json").read_text())
-
-    @property
-    def card(self) -> str:
-        return self.files["README.md"].decode()
-
-    @property
-    def predictions(self) -> list[dict]:
-        return lines_of(self.folder)
-
-
-def lines_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "predictions" / "test.jsonl").read_text().splitlines()]
-
-
 def run_case(name: str, folder: Path, *flags: object, **quick) -> tiny.Run:
     case = CASES[name]
     pulled = ("--dataset_name", case.dataset, "--model_name_or_path", case.model, *case.flags)
@@ -165,10 +129,10 @@ def pushed(hub, repositories, tmp_path_factory):
     """The finished run of a case by its name; each is trained once."""
 
     @cache
-    def pushed(name: str) -> Pushed:
+    def pushed(name: str) -> tiny.Pushed:
         folder, repo_id = tmp_path_factory.mktemp("runs") / name, f"dora/my-{name}"
         run = run_case(name, folder, "--push_to_hub", "--hub_strategy", "end", "--hub_model_id", repo_id)
-        return Pushed(repo_id, run, folder, hub.files("model", repo_id))
+        return tiny.Pushed(repo_id, run, folder, hub.files("model", repo_id))
 
     return pushed
 
@@ -250,21 +214,10 @@ def test_the_card_s_example_runs_as_it_stands(pushed, pictures, tmp_path):
     of_transformers_first = sorted(CASES, key=lambda name: CASES[name].model.startswith("builtin:"))
     program = ["import json", "answers = {}"]
     for name in of_transformers_first:
-        block = re.search(r"```python\n(.*?)```", pushed(name).card, flags=re.DOTALL)[1]
-        assert ("import sft_hf" in block) == CASES[name].model.startswith("builtin:")
-        *setup, call = block.strip().splitlines()
+        assert ("import sft_hf" in pushed(name).example) == CASES[name].model.startswith("builtin:")
+        *setup, call = pushed(name).example.splitlines()
         program += [*setup, f"answers[{name!r}] = [part['label'] for part in {call}]"]
-    (tmp_path / "example.py").write_text("\n".join([*program, "print(json.dumps(answers))"]))
-    process = subprocess.run(
-        [sys.executable, "example.py"],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert process.returncode == 0, process.stderr
-    answers = json.loads(process.stdout.splitlines()[-1])
+    answers = tiny.run_program("\n".join([*program, "print(json.dumps(answers))"]), tmp_path)
     for name in CLASSIFIERS:
         assert answers[name][0] == pushed(name).predictions[0]["prediction"]
     for name in SEGMENTERS:
@@ -399,46 +352,28 @@ def test_a_stream_of_the_hub_is_trained_on(name, tmp_path, monkeypatch):
 
 # ---- two processes ----
 
-WORKER = """
-import json, os, sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-import test_end_to_end_images as t
-folder = Path(sys.argv[2])
-metrics = {name: t.run_case(name, folder / name, **flags).metrics for name, flags in t.TWO_PROCESSES.items()}
-(folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(metrics))
-"""
 SMALL = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 2}
 TWO_PROCESSES = {"vit": {**SMALL, "num_train_epochs": 2}, "segformer": {**SMALL, "num_train_epochs": 8}}
 
 
 @pytest.fixture(scope="module")
-def two_processes(repositories, tmp_path_factory) -> Path:
-    """The folder of two runs, each trained, evaluated and saved by two processes on the CPU."""
+def two_processes(repositories, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """The folder of two runs, each trained, evaluated and saved by two processes on the CPU, and what each rank returned."""
     folder = tmp_path_factory.mktemp("two_processes")
-    (folder / "worker.py").write_text(WORKER)
-    process = subprocess.run(
-        [*tiny.torchrun(2), str(folder / "worker.py"), str(Path(__file__).parent), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert process.returncode == 0, process.stderr
-    return folder
+    return folder, [rank["metrics"] for rank in tiny.run_on_two_processes(Path(__file__).stem, folder)]
 
 
 @pytest.mark.parametrize("name", TWO_PROCESSES)
 def test_two_processes_score_every_picture_once(name, two_processes):
     """13 pictures in batches of 2 x 2: one process evaluates the saved model to the same numbers, the loss too."""
-    folder = two_processes / name
+    folder, ranks = two_processes[0] / name, two_processes[1]
     results = json.loads((folder / "results.json").read_text())
     assert results["training"]["world_size"] == 2
-    assert [line["example_id"] for line in lines_of(folder)] == list(range(NUM_TEST))
-    for rank in range(2):
-        metrics = json.loads((two_processes / f"rank{rank}.json").read_text())[name]
-        assert metrics == pytest.approx(results["metrics"]["test"])
+    assert [line["example_id"] for line in tiny.predictions(folder)] == list(range(NUM_TEST))
+    for metrics in ranks:
+        assert metrics[name] == pytest.approx(results["metrics"]["test"])
     one = evaluated_by_one_process(name, folder)
-    assert {metric: one[f"test_{metric}"] for metric in metrics} == pytest.approx(metrics, abs=1e-5)
+    assert {metric: one[f"test_{metric}"] for metric in ranks[0][name]} == pytest.approx(ranks[0][name], abs=1e-5)
 
 
 def evaluated_by_one_process(name: str, folder: Path) -> dict[str, float]:
@@ -456,5 +391,4 @@ def evaluated_by_one_process(name: str, folder: Path) -> dict[str, float]:
 def test_two_processes_learn_what_one_learns(two_processes, tmp_path):
     """The same global batches of the same pictures."""
     one = run_case("vit", tmp_path / "one", **TWO_PROCESSES["vit"] | {"per_device_train_batch_size": 8})
-    two = json.loads((two_processes / "rank0.json").read_text())["vit"]
-    assert one.metrics == pytest.approx(two, abs=1e-3)
+    assert one.metrics == pytest.approx(two_processes[1][0]["vit"], abs=1e-3)

@@ -125,6 +125,28 @@ def test_defaults_of_the_embedded_run_hold_for_its_pair_of_model_and_data_alone(
     assert rate("--model_name_or_path", "ORG/MODEL") == 5e-5
 
 
+def test_defaults_of_a_pattern_and_of_a_frozen_base():
+    """Small convolutional networks want ten times the rate, and a head alone more still."""
+    recipe = {"model_name_or_path": "ORG/MODEL", "learning_rate": 5e-5}
+    special = {
+        "*mobilenet*": {"learning_rate": 5e-4, "weight_decay": 0.1},
+        "freeze_base_model": {"learning_rate": 1e-2},
+        "from_scratch": {"learning_rate": 1e-3},
+    }
+
+    def rates(*arguments):
+        training_args = parse(*arguments, recipe=recipe, special=special).instances[2]
+        return training_args.learning_rate, training_args.weight_decay
+
+    assert rates() == (5e-5, 0.0)
+    for name in ("google/mobilenet_v2_1.0_224", "timm/MobileNetV3_small_100.lamb_in1k", "weights/mobilenet/"):
+        assert rates("--model_name_or_path", name) == (5e-4, 0.1)
+    assert rates("--model_name_or_path", "mobilenet/vit") == (5e-5, 0.0)  # the last part says what it is
+    assert rates("--freeze_base_model") == (1e-2, 0.0)
+    assert rates("--model_name_or_path", "google/mobilenet_v2_1.0_224", "--freeze_base_model") == (1e-2, 0.1)
+    assert rates("--model_name_or_path", "timm/mobilenetv3_small_100", "--from_scratch") == (1e-3, 0.0)
+
+
 # ---- types ----
 
 

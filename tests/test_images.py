@@ -19,7 +19,7 @@ from transformers import CLIPConfig, Dinov2Config, TimmWrapperConfig, ViTConfig,
 from sft_hf.arguments import DataArguments
 from sft_hf.data.sources import load_splits
 from sft_hf.errors import ArgumentError, DataError
-from sft_hf.images import adopt_image_size, map_rows, read_image, refuse_or_skip, stacked_pixels
+from sft_hf.images import adopt_image_size, read_image, stacked_pixels
 from sft_hf.task import Columns
 from sft_hf.tasks.image_classification import ImageClassification
 from sft_hf.vision.geometry import Geometry
@@ -93,13 +93,6 @@ def test_pictures_that_do_not_are_left_out_with_a_warning(tmp_path, caplog, spli
     assert warning.message.endswith("they are left out")
 
 
-def test_a_message_names_five_of_many_by_their_rows_in_the_source():
-    """Rows without a label have been dropped before, so a position is no address."""
-    dataset = in_memory(*[b""] * 8).select(range(1, 8))
-    with pytest.raises(DataError, match=r"spoilt: 6 of 7: row 1: a; row 2: a; row 3: a; row 4: a; row 5: a; \.\.\."):
-        refuse_or_skip(dataset, ["a"] * 6 + [None], "error", what="spoilt")
-
-
 def test_a_picture_that_is_missing_in_its_row():
     rows = {"image": [{"bytes": encoded(), "path": None}, None], "example_id": [0, 1]}
     with pytest.raises(DataError, match="1 of 2: row 1: there is no picture: neither bytes nor a path"):
@@ -110,17 +103,6 @@ def test_one_bad_picture_after_a_thousand_good_ones():
     """datasets takes the type of a column from its first 1,000 values, here None for "nothing is wrong"."""
     dataset = in_memory(*[encoded(size=(2, 2))] * 1001, b"")
     assert SKIP.decodable(dataset, COLUMNS, split="train")["example_id"][-1] == 1000
-
-
-def test_many_pictures_are_checked_in_processes(monkeypatch):
-    monkeypatch.setattr("sft_hf.images.ROWS_FOR_PROCESSES", 4)
-    monkeypatch.setattr("sft_hf.images.cores_of_this_process", lambda: 2)
-    assert map_rows(in_memory(*[encoded()] * 5), _Length(), "x") == [{"length": len(encoded())}] * 5
-
-
-class _Length:
-    def __call__(self, row: dict) -> dict:
-        return {"length": len(row["image"]["bytes"])}
 
 
 def test_a_file_that_was_mended_is_looked_at_again(tmp_path):
@@ -178,7 +160,7 @@ def test_a_row_for_a_person_and_for_the_pipeline():
     row = {"image": {"bytes": buffer.getvalue(), "path": "/home/me/pets/cat/1.jpg"}}
     task = ImageClassification()
     assert task.describe_inputs(row, COLUMNS) == {"image": "cat/1.jpg"}
-    seen = task.pipeline_inputs(row, COLUMNS)
+    seen = task.pipeline_inputs(row, COLUMNS, None)
     assert (seen.mode, seen.size) == ("RGB", (4, 6))
 
 

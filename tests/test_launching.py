@@ -19,7 +19,14 @@ from sft_hf.errors import (
     ReloadError,
     SftError,
 )
-from sft_hf.launching import SignalWatch, check_world_size, exit_codes, is_main_process, use_all_cores
+from sft_hf.launching import (
+    SignalWatch,
+    check_world_size,
+    exit_codes,
+    is_main_process,
+    num_reading_workers,
+    use_all_cores,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -284,3 +291,10 @@ def test_outside_the_main_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_workers_read_ahead_where_the_model_computes_elsewhere(monkeypatch):
+    monkeypatch.setattr("sft_hf.launching.cores_of_this_process", lambda: 4)
+    assert [num_reading_workers(on_cpu=on_cpu) for on_cpu in (True, False)] == [0, 3]
+    monkeypatch.setattr("sft_hf.launching.cores_of_this_process", lambda: 64)
+    assert num_reading_workers(on_cpu=False) == 8

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import random
+import re
 import runpy
 import socket
 import subprocess
@@ -98,6 +99,16 @@ def table(made: Sequence[Mapping[str, Any]], suffix: str) -> bytes:
     writer.writeheader()
     writer.writerows(made)
     return file.getvalue().encode()
+
+
+def parquet(columns: Mapping[str, list], features: Any) -> bytes:
+    """Columns as the content of a parquet file of the Hub, whose pictures and clips are `{"bytes": ..., "path": name}`."""
+    from datasets import Dataset
+
+    buffer = io.BytesIO()
+    # Cast to them, since to encode what already is, datasets asks for torchcodec where a column is declared to be audio.
+    Dataset.from_dict(dict(columns)).cast(features).to_parquet(buffer)
+    return buffer.getvalue()
 
 
 def write_rows(path: Path, made: Sequence[Mapping[str, Any]]) -> Path:
@@ -372,6 +383,45 @@ def torchrun(num_processes: int) -> list[str]:
     return [*launcher, "--master_port", port]
 
 
+_RANK = """
+import importlib, json, os, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+tests, folder = importlib.import_module(sys.argv[2]), Path(sys.argv[3])
+metrics = {name: tests.run_case(name, folder / name, **flags).metrics for name, flags in tests.TWO_PROCESSES.items()}
+loaded = sorted(sys.modules)
+(folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps({"metrics": metrics, "modules": loaded}))
+"""
+
+
+def run_on_two_processes(module: str, folder: Path, *, env: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Run `run_case` of a module of tests for each case in its `TWO_PROCESSES`, {name: flags}, on two processes on the CPU.
+
+    The runs are in `folder / name`; of each rank come back the `metrics` of each case, and the names of the loaded `modules`.
+    """
+    (folder / "rank.py").write_text(_RANK)
+    command = [*torchrun(2), str(folder / "rank.py"), str(Path(__file__).parent), module, str(folder)]
+    process = subprocess.run(command, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=200)
+    assert process.returncode == 0, process.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def run_program(program: str, folder: Path) -> Any:
+    """Run a program in `folder` and in a process that has the Hub and an empty cache; what it printed last, as JSON."""
+    (folder / "program.py").write_text(program)
+    process = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=folder,
+        env={**os.environ, "HF_HOME": str(folder / "home")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
 @dataclass(frozen=True)
 class Run:
     """How a recipe ended: its exit code, the metrics that it returned, and all that it printed and logged."""
@@ -379,6 +429,38 @@ class Run:
     exit_code: int
     metrics: dict[str, float]
     output: str
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A finished run, its folder, and what arrived on the Hub."""
+
+    repo_id: str
+    run: Run
+    folder: Path
+    files: dict[str, bytes]
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.folder / "results.json").read_text())
+
+    @property
+    def card(self) -> str:
+        return self.files["README.md"].decode()
+
+    @property
+    def example(self) -> str:
+        """The lines of Python in the card."""
+        return re.search(r"```python\n(.*?)```", self.card, flags=re.DOTALL)[1].strip()
+
+    @property
+    def predictions(self) -> list[dict[str, Any]]:
+        return predictions(self.folder)
+
+
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    """What a run wrote of each row of the test split."""
+    return [json.loads(line) for line in (folder / "predictions" / "test.jsonl").read_text().splitlines()]
 
 
 def flags(*given: object, **quick: Any) -> list[str]:

@@ -1,10 +1,13 @@
-"""Which column of a dataset is the input and which the label, or the mask.
+"""Which column of a dataset is the input and which the label, the mask or the transcript.
 
     find_label_column(Features({"sentence1": Value("string"), "sentence2": Value("string"),
                                 "label": ClassLabel(names=["yes", "no"]), "idx": Value("int32")}), given=None)
     -> "label"
     find_text_columns(the same, given=None, exclude=["label"])
     -> ["sentence1", "sentence2"]
+    find_audio_column(Features({"file": Value("string"), "audio": Audio(), "text": Value("string"),
+                                "speaker_id": Value("int64")}), given=None)
+    -> "audio"
 
 A name that datasets usually have decides, then the type; where either leaves a choice, the user is asked:
 training on the wrong column gives a number that looks like any other.
@@ -16,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-from datasets import ClassLabel, Image, LargeList, List, Value
+from datasets import Audio, ClassLabel, Image, LargeList, List, Value
 
 from sft_hf.errors import DataError
 
@@ -24,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 TEXT_FLAG = "--text_column_names"
 IMAGE_FLAG = "--image_column_name"
+AUDIO_FLAG = "--audio_column_name"
+TRANSCRIPT_FLAG = "--text_column_name"
 EXAMPLE_ID = "example_id"  # the row's number in its split: what every source adds
 LABEL_FLAG = "--label_column_name"
 
@@ -79,6 +84,7 @@ LABEL_NAMES = (
     "topics",
     "y",
 )
+FILE_NAMES = ("file_name", "filename", "file_path", "filepath", "file", "path")  # of a file of any kind
 IMAGE_NAMES = (
     "image",
     "img",
@@ -92,12 +98,7 @@ IMAGE_NAMES = (
     "image_file",
     "image_file_name",
     "image_filename",
-    "file_name",
-    "filename",
-    "file_path",
-    "filepath",
-    "file",
-    "path",
+    *FILE_NAMES,
 )
 MASK_NAMES = (
     "mask",
@@ -119,6 +120,18 @@ MASK_NAMES = (
     "annotation_path",
     "annotation_file_name",
     "segmentation_path",
+)
+AUDIO_NAMES = (
+    *"audio speech sound clip wav recording bytes audio_bytes".split(),
+    *"audio_path audio_file audio_filepath audio_file_name audio_filename".split(),
+    *"speech_path sound_path clip_path clip_name wav_path wav_file".split(),
+    *FILE_NAMES,
+)
+TRANSCRIPT_NAMES = ("text", "sentence", "transcription", "transcript")
+# Where there is none of those: many datasets have one of these beside it, as another form of the same words.
+OTHER_TRANSCRIPT_NAMES = (
+    *"normalized_text raw_text original_text utterance".split(),
+    *"normalized_transcription raw_transcription transcript_normalized".split(),
 )
 
 
@@ -208,7 +221,7 @@ def find_image_column(
     name of masks is no picture's. `exclude` names columns with another role. Raises DataError as `find_column` does.
     """
     names = {"usual_names": IMAGE_NAMES, "names_of_others": MASK_NAMES}
-    return _find_pictures(features, flag=IMAGE_FLAG, given=given, exclude=exclude, **names, role="image")
+    return _find_encoded(features, flag=IMAGE_FLAG, given=given, exclude=exclude, **names, holds=is_image, role="image")
 
 
 def find_mask_column(
@@ -216,7 +229,38 @@ def find_mask_column(
 ) -> str:
     """The column of the segmentation mask, by the rules of `find_image_column`."""
     names = {"usual_names": MASK_NAMES, "names_of_others": IMAGE_NAMES}
-    return _find_pictures(features, flag=LABEL_FLAG, given=given, exclude=exclude, **names, role="mask")
+    return _find_encoded(features, flag=LABEL_FLAG, given=given, exclude=exclude, **names, holds=is_image, role="mask")
+
+
+def find_audio_column(
+    features: Mapping[str, Any] | Sequence[str], *, given: str | None, exclude: Iterable[str] = ()
+) -> str:
+    """The column of the clip, by the rules of `find_image_column` with Audio in the place of Image."""
+    names = {"usual_names": AUDIO_NAMES, "names_of_others": ()}
+    return _find_encoded(features, flag=AUDIO_FLAG, given=given, exclude=exclude, **names, holds=is_audio, role="audio")
+
+
+def find_transcript_column(
+    features: Mapping[str, Any] | Sequence[str], *, given: str | None, exclude: Iterable[str] = ()
+) -> str:
+    """The column of what is said in a clip: strings under a usual name, and under no other one.
+
+    A dataset of speech has strings for speakers, accents and files too, of which none is a transcript for being the only
+    one. `exclude` names columns with another role. Raises DataError as `find_column` does.
+    """
+    features = _as_mapping(features)
+    if given is not None:
+        return _given_column(features, given, flag=TRANSCRIPT_FLAG, fits=is_text, role="transcript")
+    excluded = set(exclude)
+    others = {name: feature for name, feature in features.items() if name not in excluded}
+    texts = {name: feature for name, feature in others.items() if feature is None or is_text(feature)}
+    for usual_names in (TRANSCRIPT_NAMES, OTHER_TRANSCRIPT_NAMES):
+        candidates = [name for name in texts if name.lower() in usual_names]
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            raise _unclear(others, candidates, flag=TRANSCRIPT_FLAG, role="transcript")
+    raise _unclear(others, [], flag=TRANSCRIPT_FLAG, role="transcript")
 
 
 def require_column(column_names: Sequence[str] | None, name: str, *, split: str, flag: str) -> None:
@@ -274,11 +318,16 @@ def is_label(feature: Any) -> bool:
 
 def is_image(feature: Any) -> bool:
     """Whether a feature holds encoded pictures: an Image, binary, or a struct of bytes and path."""
-    return _is_picture(feature) or _is_binary(feature)
+    return isinstance(feature, Image) or _is_file(feature) or _is_binary(feature)
 
 
-def _is_picture(feature: Any) -> bool:
-    return isinstance(feature, Image) or (isinstance(feature, dict) and {"bytes", "path"} <= feature.keys())
+def is_audio(feature: Any) -> bool:
+    """Whether a feature holds encoded clips: an Audio, binary, or a struct of bytes and path."""
+    return isinstance(feature, Audio) or _is_file(feature) or _is_binary(feature)
+
+
+def _is_file(feature: Any) -> bool:
+    return isinstance(feature, dict) and {"bytes", "path"} <= feature.keys()
 
 
 def _is_binary(feature: Any) -> bool:
@@ -286,11 +335,7 @@ def _is_binary(feature: Any) -> bool:
     return isinstance(feature, Value) and (types.is_binary(feature.pa_type) or types.is_large_binary(feature.pa_type))
 
 
-def _is_image_or_path(feature: Any) -> bool:
-    return is_image(feature) or is_text(feature)
-
-
-def _find_pictures(
+def _find_encoded(
     features: Mapping[str, Any] | Sequence[str],
     *,
     flag: str,
@@ -298,23 +343,31 @@ def _find_pictures(
     exclude: Iterable[str],
     usual_names: Sequence[str],
     names_of_others: Sequence[str],
+    holds: Callable[[Any], bool],
     role: str,
 ) -> str:
+    def may_hold(feature: Any) -> bool:
+        return holds(feature) or is_text(feature)
+
     features = _as_mapping(features)
     if given is not None:
-        return _given_column(features, given, flag=flag, fits=_is_image_or_path, role=role)
+        return _given_column(features, given, flag=flag, fits=may_hold, role=role)
     excluded = set(exclude)
     others = {name: feature for name, feature in features.items() if name not in excluded}
     usual = {name: feature for name, feature in others.items() if name.lower() in usual_names}
     choices = (
-        {name: feature for name, feature in usual.items() if feature is None or is_image(feature)},
-        {name: f for name, f in others.items() if _is_picture(f) and name.lower() not in names_of_others},
+        {name: feature for name, feature in usual.items() if feature is None or holds(feature)},
+        {
+            name: feature
+            for name, feature in others.items()
+            if holds(feature) and not _is_binary(feature) and name.lower() not in names_of_others
+        },
         {name: feature for name, feature in usual.items() if is_text(feature)},
     )
     candidates = next((choice for choice in choices if choice), {})
     if not candidates:
         raise _unclear(others, [], flag=flag, role=role)
-    return find_column(candidates, flag=flag, given=None, usual_names=usual_names, fits=_is_image_or_path, role=role)
+    return find_column(candidates, flag=flag, given=None, usual_names=usual_names, fits=may_hold, role=role)
 
 
 def _is_usual_label(name: str, feature: Any) -> bool:

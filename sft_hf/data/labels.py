@@ -28,6 +28,7 @@ SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 SEMANTIC_SEGMENTATION = "semantic_segmentation"
+TRANSCRIPTION = "transcription"
 
 PROBLEM_TYPE_FLAG = "--problem_type"
 BOOLEAN_NAMES = ("False", "True")
@@ -45,8 +46,8 @@ class Labels:
     number of names suggest.
     """
 
-    problem_type: str  # single_label_classification | multi_label_classification | regression | semantic_segmentation
-    names: tuple[str, ...]
+    problem_type: str  # single_label_classification | multi_label_classification | regression | semantic_segmentation | transcription
+    names: tuple[str, ...]  # none of transcripts
     column_name: str = "label"
     layout: str | None = None
     ids: Mapping[str, int] | None = field(default=None, compare=False, repr=False)

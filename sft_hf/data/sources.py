@@ -26,14 +26,11 @@ from sft_hf import hub
 from sft_hf.arguments import DataArguments
 from sft_hf.data.builtin import builtin_dataset, builtin_id2label
 from sft_hf.data.columns import EXAMPLE_ID
-from sft_hf.data.folders import (
-    ID2LABEL_NAME,
-    find_pictures,
-    path_columns,
-    read_folder,
-    read_id2label,
-    with_absolute_paths,
-)
+from sft_hf.data.encoded_audio import undecoded, without_torchcodec
+from sft_hf.data.folders import SOUNDS, find_media, read_folder
+from sft_hf.data.metadata_folders import read_metadata
+from sft_hf.data.paired_folders import ID2LABEL_NAME, read_id2label
+from sft_hf.data.paths import path_columns, with_absolute_paths
 from sft_hf.errors import ArgumentError, DataError
 
 logger = logging.getLogger(__name__)
@@ -219,12 +216,15 @@ def _load_folder(data_args: DataArguments, cache_dir: str | None) -> Source:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         loaded = datasets.load_from_disk(str(folder))
         splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-    elif (pictures := None if data_args.dataset_config_name else find_pictures(folder)) is None:
+    elif (media := None if data_args.dataset_config_name else find_media(folder)) is None:
         splits = _load_dataset(str(folder), data_args, flag=flag, cache_dir=cache_dir)
-    elif pictures.has_metadata:
-        splits = _load_dataset("imagefolder", data_args, flag=flag, cache_dir=cache_dir, data_dir=str(folder))
+    elif not media.metadata:
+        splits = read_folder(media, flag=flag)
+    elif media.medium is SOUNDS:
+        read_tables = partial(_read_files, split="train", flag="--dataset_name", streaming=False, cache_dir=cache_dir)
+        splits = read_metadata(media.folder, media.files, media.metadata, read_tables=read_tables, flag=flag)
     else:
-        splits = read_folder(pictures, flag=flag)
+        splits = _load_dataset("imagefolder", data_args, flag=flag, cache_dir=cache_dir, data_dir=str(folder))
     if data_args.streaming:
         splits = {
             name: dataset.to_iterable_dataset() if isinstance(dataset, datasets.Dataset) else dataset
@@ -323,7 +323,7 @@ def _resolve_revision(name: str, revision: str | None, token: str | None) -> str
 
 def _load_dataset(name: str, data_args: DataArguments, *, flag: str, **options) -> "datasets.DatasetDict":
     try:
-        builder = _builder(name, data_args.dataset_config_name, **options)
+        builder = without_torchcodec(_builder(name, data_args.dataset_config_name, **options))
         if data_args.streaming:
             return builder.as_streaming_dataset()
         builder.download_and_prepare()
@@ -394,10 +394,10 @@ def _with_example_id(dataset: AnyDataset) -> AnyDataset:
         dataset = dataset.remove_columns(EXAMPLE_ID)
     if isinstance(dataset, datasets.IterableDataset):
         # A map would decode every picture and sound, and encode it again as another file without a name.
-        dataset = _with_features(dataset).decode(False)
+        dataset = undecoded(_with_features(dataset).decode(False))
         features = datasets.Features({**dataset.features, EXAMPLE_ID: datasets.Value("int64")})
         return dataset.map(_number_rows, with_indices=True, features=features)
-    return dataset.add_column(EXAMPLE_ID, list(range(len(dataset))))
+    return undecoded(dataset).add_column(EXAMPLE_ID, list(range(len(dataset))))
 
 
 def _with_features(dataset: AnyDataset) -> AnyDataset:

@@ -20,6 +20,6 @@ for a single loss under `items`. An id that is -100 is ignored.
 
 from sft_hf.losses.base import IGNORE_INDEX, Loss, LossSum
 from sft_hf.losses.classification import balanced_class_weights
-from sft_hf.losses.factory import make_loss
+from sft_hf.losses.factory import loss_of_a_head, make_loss
 
-__all__ = ["IGNORE_INDEX", "Loss", "LossSum", "balanced_class_weights", "make_loss"]
+__all__ = ["IGNORE_INDEX", "Loss", "LossSum", "balanced_class_weights", "loss_of_a_head", "make_loss"]

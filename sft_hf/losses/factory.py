@@ -123,3 +123,22 @@ def _checked_weights(class_weights: Tensor | Sequence[float]) -> Tensor:
             f"--class_weights is {weights.tolist()}, expected one finite number of 0 or above for each class."
         )
     return weights
+
+
+def loss_of_a_head(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    problem_type: str | None,
+    num_items_in_batch: Tensor | int | None,
+) -> Tensor:
+    """Return the loss that a classification head gives by itself, over `num_items_in_batch` where it is known (pitfall 1).
+
+    Logits are `(batch, num_labels)`. Without a problem type it is inferred as transformers does, but not written into the
+    configuration, where one batch of float targets would turn the saved model into a multi-label one (pitfall 3).
+    """
+    inferred = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    inferred = "regression" if logits.shape[-1] == 1 else inferred
+    loss = make_loss("auto", problem_type=problem_type or inferred)
+    denominator = loss.denominator(labels) if num_items_in_batch is None else num_items_in_batch
+    return loss(logits, labels) / torch.as_tensor(denominator, device=logits.device).clamp(min=1)

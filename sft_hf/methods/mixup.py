@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from sft_hf.data.labels import MULTI_LABEL, SINGLE_LABEL, Labels
 from sft_hf.errors import ArgumentError
 from sft_hf.method import Method
-from sft_hf.vision.augmentation import seeded
+from sft_hf.seeding import seeded
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@
     metrics.merge(metrics_of_another_rank)             # pickled and sent over
     metrics.compute()                                  # {"accuracy": 0.91, "balanced_accuracy": 0.88, ...}
 
-What is kept is one float32 score for each example and class, under the example's id, or for segmentation one
-confusion matrix of all pixels. Samplers repeat examples to give every rank equally many; here an example counts
-once, however often it is seen, so the numbers do not depend on the batch size or on the number of ranks.
+What is kept is one float32 score for each example and class, under the example's id, for segmentation one
+confusion matrix of all pixels, for transcripts the number of edits in each. Samplers repeat examples to give every
+rank equally many; here an example counts once, however often it is seen, so the numbers do not depend on the batch
+size or on the number of ranks.
 """
 
 from sft_hf.metrics.base import Metrics, ScoreMetrics
@@ -15,6 +16,7 @@ from sft_hf.metrics.classification import MultiLabelMetrics, SingleLabelMetrics
 from sft_hf.metrics.evaluate_modules import EvaluateModules
 from sft_hf.metrics.regression import RegressionMetrics
 from sft_hf.metrics.segmentation import SegmentationMetrics
+from sft_hf.metrics.transcription import TranscriptionMetrics
 
 __all__ = [
     "EvaluateModules",
@@ -24,4 +26,5 @@ __all__ = [
     "ScoreMetrics",
     "SegmentationMetrics",
     "SingleLabelMetrics",
+    "TranscriptionMetrics",
 ]

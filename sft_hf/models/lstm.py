@@ -26,7 +26,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from sft_hf.errors import ArgumentError
-from sft_hf.losses import make_loss
+from sft_hf.losses import loss_of_a_head
 
 PAD_TOKEN, CLS_TOKEN = "[PAD]", "[CLS]"
 
@@ -64,7 +64,7 @@ class LstmPreTrainedModel(PreTrainedModel):
             if getattr(parameter, "_is_hf_initialized", False):
                 continue
             if isinstance(module, nn.LSTM):
-                _init_gates(name, parameter)
+                initialise_gates(name, parameter)
             else:
                 _init_embeddings(parameter, padding_idx=module.padding_idx)
 
@@ -136,7 +136,7 @@ class LstmModel(LstmPreTrainedModel):
         with torch.autocast(embeddings.device.type, enabled=False):
             for layer in self.layers:
                 hidden_states = layer(self.dropout(hidden_states).to(self.embeddings.weight.dtype), lengths)
-        output = BaseModelOutputWithPooling(hidden_states, pooler_output=_pool(hidden_states, lengths))
+        output = BaseModelOutputWithPooling(hidden_states, pooler_output=pooled(hidden_states, lengths))
         return output if _returns_dict(self.config, return_dict) else output.to_tuple()
 
 
@@ -166,20 +166,14 @@ class LstmForSequenceClassification(LstmPreTrainedModel):
         Inputs are those of `LstmModel`; labels are those of `sft_hf.losses`. The loss is divided by
         `num_items_in_batch`, the labels of the whole global batch, or else by the labels given here.
         """
-        pooled = self.lstm(input_ids, attention_mask, inputs_embeds, return_dict=True).pooler_output
-        logits = self.classifier(self.dropout(pooled))
-        loss = None if labels is None else self._loss(logits, labels, num_items_in_batch=num_items_in_batch)
+        features = self.lstm(input_ids, attention_mask, inputs_embeds, return_dict=True).pooler_output
+        logits = self.classifier(self.dropout(features))
+        loss = None
+        if labels is not None:
+            options = {"problem_type": self.config.problem_type, "num_items_in_batch": num_items_in_batch}
+            loss = loss_of_a_head(logits, labels, **options)
         output = SequenceClassifierOutput(loss=loss, logits=logits)
         return output if _returns_dict(self.config, return_dict) else output.to_tuple()
-
-    def _loss(self, logits: Tensor, labels: Tensor, *, num_items_in_batch: Tensor | int | None) -> Tensor:
-        # Inferred like transformers does, but not written into the config, where one batch of float targets
-        # would turn the saved model into a multi-label one.
-        inferred = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-        inferred = "regression" if self.num_labels == 1 else inferred
-        loss = make_loss("auto", problem_type=self.config.problem_type or inferred)
-        denominator = loss.denominator(labels) if num_items_in_batch is None else num_items_in_batch
-        return loss(logits, labels) / torch.as_tensor(denominator, device=logits.device).clamp(min=1)
 
 
 def train_tokenizer(
@@ -243,7 +237,7 @@ def _init_embeddings(weight: Tensor, *, padding_idx: int | None) -> None:
         nn.init.zeros_(weight[padding_idx])
 
 
-def _init_gates(name: str, parameter: Tensor) -> None:
+def initialise_gates(name: str, parameter: Tensor) -> None:
     """Initialise a weight or bias of `nn.LSTM`, which stacks the input, forget, cell and output gates."""
     for index, gate in enumerate(parameter.chunk(4)):
         if name.startswith("weight_hh"):
@@ -277,7 +271,7 @@ def _reverse(sequences: Tensor, lengths: Tensor) -> Tensor:
     return sequences.gather(1, source[..., None].expand_as(sequences))
 
 
-def _pool(hidden_states: Tensor, lengths: Tensor) -> Tensor:
+def pooled(hidden_states: Tensor, lengths: Tensor) -> Tensor:
     """Return max and mean over the first `lengths` steps of `(batch, time, features)`, side by side."""
     steps = torch.arange(hidden_states.shape[1], device=lengths.device)
     padding = (steps >= lengths[:, None]).unsqueeze(-1)

@@ -10,14 +10,13 @@ al. 2011). Importing this module registers it with AutoConfig and AutoModelForIm
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from sft_hf.losses import make_loss
+from sft_hf.losses import loss_of_a_head
 
 
 class MlpConfig(PreTrainedConfig):
@@ -81,7 +80,10 @@ class MlpForImageClassification(PreTrainedModel):
         """
         hidden = self.mlp(self._grey(pixel_values).flatten(start_dim=1))
         logits = self.classifier(hidden)
-        loss = None if labels is None else self._loss(logits, labels, num_items_in_batch=num_items_in_batch)
+        loss = None
+        if labels is not None:
+            options = {"problem_type": self.config.problem_type, "num_items_in_batch": num_items_in_batch}
+            loss = loss_of_a_head(logits, labels, **options)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     def _grey(self, pixel_values: Tensor) -> Tensor:
@@ -97,14 +99,6 @@ class MlpForImageClassification(PreTrainedModel):
                 + ": set the image processor's size, or image_size and num_channels of the config."
             )
         return pixel_values
-
-    def _loss(self, logits: Tensor, labels: Tensor, *, num_items_in_batch: Tensor | int | None) -> Tensor:
-        # Inferred like transformers does, but not written into the config (pitfall 3).
-        inferred = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-        inferred = "regression" if self.num_labels == 1 else inferred
-        loss = make_loss("auto", problem_type=self.config.problem_type or inferred)
-        denominator = loss.denominator(labels) if num_items_in_batch is None else num_items_in_batch
-        return loss(logits, labels) / torch.as_tensor(denominator, device=logits.device).clamp(min=1)
 
 
 def register() -> None:

@@ -16,9 +16,10 @@ from sft_hf.arguments import ModelArguments
 from sft_hf.classification import ENCODED_LABEL, Classification, labels_tensor
 from sft_hf.data.columns import find_image_column
 from sft_hf.data.labels import Labels
+from sft_hf.data.rows import renamed
 from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError
-from sft_hf.images import Images, adopt_image_size, in_channels_last, read_image, renamed, stacked_pixels, unreadable
+from sft_hf.images import Images, adopt_image_size, in_channels_last, read_image, stacked_pixels, unreadable
 from sft_hf.pretrained import load_config, load_model, resolve_model
 from sft_hf.task import AnyDataset, Batch, Columns
 from sft_hf.vision.augmentation import ImageAugmentation
@@ -57,8 +58,8 @@ class ImageClassification(Images, Classification):
         return Columns((find_image_column(features, given=self.image_column_name, exclude=(label, EXAMPLE_ID)),), label)
 
     def select_examples(self, dataset: AnyDataset, columns: Columns, labels: Labels, *, split: str) -> AnyDataset:
-        """Drop rows without a label, and pictures that cannot be decoded as --on_bad_example says."""
-        return self.decodable(self.select_labelled(dataset, columns, labels, split=split), columns, split=split)
+        """Drop pictures that cannot be decoded as --on_bad_example says, and rows without a label."""
+        return self.select_labelled(self.decodable(dataset, columns, split=split), columns, labels, split=split)
 
     def load_processor(self, model_args: ModelArguments, train: AnyDataset, columns: Columns) -> Any:
         """The model's image processor; for builtin:mlp one of 28 x 28."""
@@ -80,6 +81,7 @@ class ImageClassification(Images, Classification):
         columns: Columns,
         labels: Labels,
         processor: Any,
+        model: PreTrainedModel,
         *,
         split: str,
         num_workers: int | None = None,

@@ -31,11 +31,12 @@ from transformers import (
 from sft_hf.arguments import FinetuningArguments, ModelArguments
 from sft_hf.class_weights import resolve_class_weights
 from sft_hf.data.columns import find_image_column, find_mask_column, require_column
-from sft_hf.data.folders import as_encoded_images
 from sft_hf.data.labels import SEMANTIC_SEGMENTATION, Labels
+from sft_hf.data.paths import as_encoded_images
+from sft_hf.data.rows import map_rows, refuse_or_skip, renamed
 from sft_hf.data.sources import EXAMPLE_ID, Source
 from sft_hf.errors import ArgumentError
-from sft_hf.images import Images, adopt_image_size, in_channels_last, map_rows, refuse_or_skip, renamed
+from sft_hf.images import Images, adopt_image_size, in_channels_last
 from sft_hf.losses import Loss, make_loss
 from sft_hf.metrics import Metrics, SegmentationMetrics
 from sft_hf.models.fcn import FcnConfig, backbone_data_config, backbone_settings, load_pretrained_backbone
@@ -323,6 +324,7 @@ class SemanticSegmentation(Images):
         columns: Columns,
         labels: Labels,
         processor: Any,
+        model: PreTrainedModel,
         *,
         split: str,
         num_workers: int | None = None,
@@ -395,7 +397,7 @@ class SemanticSegmentation(Images):
 
     # ---- evaluation ----
 
-    def predict(self, outputs: Any, batch: Batch, processor: Any) -> list[Tensor]:
+    def predict(self, model: PreTrainedModel, outputs: Any, batch: Batch, processor: Any) -> list[Tensor]:
         """Class ids `(height, width)` of each picture, at its own resolution."""
         if isinstance(outputs, list):
             return outputs
@@ -442,15 +444,15 @@ class SemanticSegmentation(Images):
         target.mkdir(parents=True, exist_ok=True)
         for row, prediction in zip(rows, predictions, strict=True):
             truth = labels.classes.encode(read_mask(row[columns.label], colors=self._colors))
-            image = super().pipeline_inputs(row, columns)  # whole, also with --eval_window
+            image = super().pipeline_inputs(row, columns, None)  # whole, also with --eval_window
             sheet = overlay_sheet(image, truth, prediction.cpu().numpy(), names=labels.names)
             sheet.save(target / f"{row[EXAMPLE_ID]}.jpg", quality=90)
 
     # ---- transformers.pipeline ----
 
-    def pipeline_inputs(self, example: dict, columns: Columns) -> Any:
+    def pipeline_inputs(self, example: dict, columns: Columns, processor: Any) -> Any:
         """The picture; with --eval_window the first window of it, since the pipeline knows of none."""
-        image = super().pipeline_inputs(example, columns)
+        image = super().pipeline_inputs(example, columns, processor)
         top, left, bottom, right = window_boxes((image.height, image.width), self.window)[0]
         return image.crop((left, top, right, bottom))
 

@@ -147,6 +147,7 @@ class TextClassification(Classification):
         columns: Columns,
         labels: Labels,
         processor: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
         *,
         split: str,
         num_workers: int | None = None,
@@ -185,7 +186,7 @@ class TextClassification(Classification):
         """Pads to the longest text of the batch."""
         return TextCollator(processor, model.config.problem_type)
 
-    def pipeline_inputs(self, example: dict, columns: Columns) -> Any:
+    def pipeline_inputs(self, example: dict, columns: Columns, processor: PreTrainedTokenizerBase) -> Any:
         """A string, or {"text", "text_pair"} for pairs."""
         texts, pairs = self.joined({column: [example[column]] for column in columns.inputs}, columns)
         return texts[0] if pairs is None else {"text": texts[0], "text_pair": pairs[0]}

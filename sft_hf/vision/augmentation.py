@@ -7,9 +7,6 @@ Neither the number of workers and ranks, nor the order, nor a resume changes a p
 the file's header, so that a JPEG is decoded no larger than needed, and all that follows runs on the small 8-bit tensor.
 """
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -23,25 +20,10 @@ from torchvision.transforms import InterpolationMode, v2
 
 from sft_hf.errors import ArgumentError, DataError
 from sft_hf.losses import IGNORE_INDEX
+from sft_hf.seeding import seeded
 from sft_hf.vision.decoding import cropped, size_of
 
 POLICIES = {"trivial": v2.TrivialAugmentWide, "randaugment": v2.RandAugment, "autoaugment": v2.AutoAugment}
-
-
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Inside, torch's CPU random numbers are a function of `key`; afterwards they go on where they were.
-
-    torchvision's v2 transforms draw from this generator alone. It takes 32 bits of a seed, so two keys rarely, but sometimes, draw
-    the same.
-    """
-    content = " ".join(f"{number:d}" for number in key).encode()
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "big"))
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before)
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,11 @@ def check_image(value: EncodedImage | Image.Image | np.ndarray) -> str | None:
     return None
 
 
+def in_memory(value: EncodedImage | None) -> EncodedImage:
+    """The same with the file's bytes, for whoever reads them twice. Raises UnreadableImage where they cannot be had."""
+    return {"bytes": _encoded(value), "path": (value or {}).get("path")}
+
+
 def digest(value: EncodedImage | Image.Image | np.ndarray) -> str:
     """32 hexadecimal digits that are equal for equal files; of pictures in memory, for equal pixels."""
     if isinstance(value, np.ndarray):

@@ -3,19 +3,24 @@
 import logging
 
 import pytest
-from datasets import ClassLabel, Features, Image, LargeList, List, Value
+from datasets import Audio, ClassLabel, Features, Image, LargeList, List, Value
 
 from sft_hf.data.columns import (
+    AUDIO_FLAG,
     IMAGE_FLAG,
     LABEL_FLAG,
     TEXT_FLAG,
+    TRANSCRIPT_FLAG,
     describe_feature,
     feature_kind,
+    find_audio_column,
     find_column,
     find_image_column,
     find_label_column,
     find_mask_column,
     find_text_columns,
+    find_transcript_column,
+    is_audio,
     is_text,
     item_feature,
 )
@@ -237,6 +242,116 @@ def test_strings_and_bytes_of_other_names_are_no_pictures():
     assert str(error.value) == message
     with pytest.raises(DataError, match=rf"No column looks like the mask. Columns there: 'image'.*{LABEL_FLAG}"):
         find_mask_column(Features({"image": Image(), "label": TWO}), given=None)
+
+
+# name -> (features, audio column, transcript or None, label or None); what the Hub has, or a folder, or a table
+CLIPS = {
+    "librispeech": (
+        {"file": STRING, "audio": Audio(), "text": STRING, "speaker_id": INTEGER, "id": STRING},
+        "audio", "text", None,
+    ),
+    "common voice": (
+        {"client_id": STRING, "path": STRING, "audio": Audio(), "sentence": STRING, "up_votes": INTEGER, "accent": STRING},
+        "audio", "sentence", None,
+    ),
+    "fleurs": (
+        {"path": STRING, "audio": Audio(), "transcription": STRING, "raw_transcription": STRING, "gender": TWO, "lang_id": TWO},
+        "audio", "transcription", None,
+    ),
+    "ljspeech": ({"id": STRING, "audio": Audio(), "text": STRING, "normalized_text": STRING}, "audio", "text", None),
+    "normalized": ({"audio": Audio(), "normalized_text": STRING, "speaker": STRING}, "audio", "normalized_text", None),
+    "speech commands": (
+        {"file": STRING, "audio": Audio(), "label": TWO, "is_unknown": BOOLEAN, "speaker_id": STRING, "utterance_id": INTEGER},
+        "audio", None, "label",
+    ),
+    "gtzan": ({"file": STRING, "audio": Audio(), "genre": ClassLabel(num_classes=10)}, "audio", None, "genre"),
+    "fsdd": ({"audio": Audio(decode=False), "label": STRING, "speaker": STRING}, "audio", None, "label"),
+    "speakers that are classes": ({"audio": Audio(), "speaker_id": TWO, "label": STRING}, "audio", None, "label"),
+    "an4": ({"audio": Audio(decode=False), "text": STRING, "speaker": STRING}, "audio", "text", None),
+    "by type": ({"utterance_audio": Audio(), "file_name": STRING, "text": STRING}, "utterance_audio", "text", None),
+    "bytes": ({"audio": BINARY, "path": STRING, "text": STRING}, "audio", "text", None),
+    "struct": ({"speech": STRUCT, "file_name": STRING, "Transcript": STRING}, "speech", "Transcript", None),
+    "paths": ({"wav_path": STRING, "transcript": STRING, "speaker": STRING}, "wav_path", "transcript", None),
+    "nemo": ({"audio_filepath": STRING, "duration": FLOAT, "text": STRING}, "audio_filepath", "text", None),
+    "with pictures": ({"image": Image(), "audio": Audio(), "label": TWO}, "audio", None, "label"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_clips_transcripts_and_labels_need_no_flag(name):
+    features, audio, transcript, label = CLIPS[name]
+    features = Features(features)
+    assert find_audio_column(features, given=None) == audio
+    if transcript:
+        assert find_transcript_column(features, given=None, exclude=[audio]) == transcript
+    if label:
+        assert find_label_column(features, given=None, exclude=[audio]) == label
+        assert find_label_column(features, given=None) == label
+        assert find_audio_column(features, given=None, exclude=[label]) == audio
+
+
+def test_names_of_clips_and_transcripts_without_types():
+    assert find_audio_column(["audio", "text", "id"], given=None) == "audio"
+    assert find_transcript_column(["audio", "sentence", "id"], given=None) == "sentence"
+
+
+def test_given_clips_and_transcripts():
+    features = Features(
+        {"audio": Audio(), "noisy": BINARY, "where": STRING, "both": STRUCT, "text": STRING, "label": TWO}
+    )
+    for name in ("noisy", "where", "both"):
+        assert find_audio_column(features, given=name) == name
+    assert find_transcript_column(features, given="where") == "where"
+    with pytest.raises(DataError, match=f"{AUDIO_FLAG} label: a column of type ClassLabel of 2 cannot be the audio"):
+        find_audio_column(features, given="label")
+    with pytest.raises(DataError, match=f"{TRANSCRIPT_FLAG} audio: a column of type Audio cannot be the transcript"):
+        find_transcript_column(features, given="audio")
+    with pytest.raises(DataError, match=f"{AUDIO_FLAG} aduio: no such column. Did you mean 'audio'"):
+        find_audio_column(features, given="aduio")
+
+
+def test_unclear_clips_are_an_error_with_the_candidates():
+    with pytest.raises(DataError) as error:
+        find_audio_column(Features({"close": Audio(), "far": Audio(), "text": STRING}), given=None)
+    assert str(error.value) == (
+        f"Several columns could be the audio: 'close' (Audio), 'far' (Audio). Say which one with {AUDIO_FLAG}."
+    )
+    with pytest.raises(
+        DataError, match=rf"No column looks like the audio. Columns there: 'image' \(Image\), .*{AUDIO_FLAG}"
+    ):
+        find_audio_column(Features({"image": Image(), "title": STRING, "checksum": BINARY}), given=None)
+    with pytest.raises(DataError, match="No column looks like the image"):
+        find_image_column(Features({"audio": Audio(), "label": TWO}), given=None)
+
+
+def test_unclear_transcripts_are_an_error_with_the_candidates():
+    """The two forms of voxpopuli, of which one is empty in some rows, and two usual names."""
+    features = Features({"audio": Audio(), "raw_text": STRING, "normalized_text": STRING, "gender": STRING})
+    with pytest.raises(DataError) as error:
+        find_transcript_column(features, given=None, exclude=["audio"])
+    assert str(error.value) == (
+        "Several columns could be the transcript: 'raw_text' (string), 'normalized_text' (string). "
+        f"Say which one with {TRANSCRIPT_FLAG}."
+    )
+    with pytest.raises(DataError, match=rf"'text' \(string\), 'sentence' \(string\).*{TRANSCRIPT_FLAG}"):
+        find_transcript_column(Features({"text": STRING, "sentence": STRING}), given=None)
+    assert (
+        find_transcript_column(Features({"text": STRING, "sentence": STRING}), given=None, exclude=["text"])
+        == "sentence"
+    )
+
+
+def test_the_only_string_is_no_transcript():
+    """It may be the speaker, and a recogniser would learn to tell the voice by name."""
+    with pytest.raises(DataError, match=r"No column looks like the transcript. Columns there: 'speaker' \(string\)"):
+        find_transcript_column(Features({"audio": Audio(), "speaker": STRING}), given=None, exclude=["audio"])
+    with pytest.raises(DataError, match="No column looks like the transcript"):
+        find_transcript_column(Features({"audio": Audio(), "text": List(STRING)}), given=None)
+
+
+def test_what_holds_clips():
+    assert all(map(is_audio, [Audio(), Audio(decode=False), BINARY, Value("large_binary"), STRUCT]))
+    assert not any(map(is_audio, [Image(), STRING, TWO, List(FLOAT)]))
 
 
 def test_kinds_of_features():

@@ -1,16 +1,23 @@
 """Sources: every kind gives the same rows under the same split names, and every mistake says what is there instead."""
 
+import io
 import shutil
+import sys
+import tarfile
 import textwrap
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+import soundfile
 import tiny
 from PIL import Image
 
 from sft_hf.arguments import DataArguments
-from sft_hf.data.folders import as_encoded_images
+from sft_hf.audio.decoding import Header, read_header
+from sft_hf.data.encoded_audio import EncodedAudio
+from sft_hf.data.paths import as_encoded_audio, as_encoded_images
 from sft_hf.data.sources import from_memory, load_splits, sample
 from sft_hf.errors import ArgumentError, DataError, HubError
 
@@ -305,6 +312,158 @@ def test_missing_files_do_no_harm_where_nobody_reads_them(tmp_path):
     assert split[0]["text"] == "woof"
     with pytest.raises(DataError, match=rf"Column 'image': 1 of 1 values \(row 0: {tmp_path}/no/1.jpg\) name no file"):
         as_encoded_images(split, "image")
+
+
+# Sounds
+
+
+@pytest.fixture
+def no_torchcodec(monkeypatch):
+    for name in ("torchcodec", "torchcodec.encoders", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def sound() -> bytes:
+    """A tenth of a second at 8 kHz."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.linspace(-0.5, 0.5, 800), 8000, format="WAV")
+    return buffer.getvalue()
+
+
+def sounds(folder: Path) -> Path:
+    """A folder as datasets' audiofolder has it, with metadata for each split."""
+    for split, texts in (("train", ["yes", "no"]), ("test", ["go"])):
+        (folder / split).mkdir(parents=True)
+        rows = "".join(f"{number}.wav,{text}\n" for number, text in enumerate(texts))
+        write(folder / split / "metadata.csv", f"file_name,text\n{rows}")
+        for number in range(len(texts)):
+            (folder / split / f"{number}.wav").write_bytes(sound())
+    return folder
+
+
+def clips() -> datasets.Dataset:
+    """What the Hub has as parquet: the bytes of files, and their names."""
+    rows = {"audio": [{"bytes": sound(), "path": f"{number}.wav"} for number in range(2)], "text": ["yes", "no"]}
+    return datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(8000))
+
+
+def assert_two_clips(split, streaming: bool) -> None:
+    """Rows with a clip each that reads, also behind a map, and that no feature decodes."""
+    assert isinstance(split, datasets.IterableDataset) == streaming
+    assert isinstance(split.features["audio"], EncodedAudio)
+    assert not split.features["audio"].decode
+    for dataset in (split, as_encoded_audio(split, "audio")):
+        rows = list(dataset.map(lambda row: {**row, "text": row["text"].upper()}, features=dataset.features))
+        assert [(row["text"], row["example_id"]) for row in rows] == [("YES", 0), ("NO", 1)]
+        assert [read_header(row["audio"]) for row in rows] == [Header(800, 8000, 1)] * 2
+
+
+@pytest.mark.usefixtures("no_torchcodec")
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "card", "parquet", "saved", "memory"])
+def test_pitfall_20_sounds_of_every_kind_need_no_torchcodec(tmp_path, kind, streaming):
+    if kind in ("folder", "card"):
+        sounds(tmp_path / "data")
+    if kind == "card":
+        split = "- split: {0}\n    path: {0}/*\n"
+        files = "  ".join(split.format(name) for name in ("train", "test"))
+        write(tmp_path / "data/README.md", f"---\nconfigs:\n- config_name: default\n  data_files:\n  {files}---\n")
+    if kind == "parquet":
+        (tmp_path / "data").mkdir()
+        clips().to_parquet(tmp_path / "data/train.parquet")
+    if kind == "saved":
+        datasets.DatasetDict(train=clips()).save_to_disk(tmp_path / "data")
+    if kind == "memory":
+        dataset = clips().to_iterable_dataset() if streaming else clips()
+        source = from_memory({"train": dataset}, DataArguments())
+    else:
+        source = load(dataset_name=str(tmp_path / "data"), streaming=streaming)
+    assert_two_clips(source.splits["train"], streaming)
+    assert list(source.splits) == (["train", "test"] if kind in ("folder", "card") else ["train"])
+
+
+@pytest.mark.usefixtures("no_torchcodec")
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset"])
+def test_pitfall_20_sounds_of_the_hub_need_no_torchcodec(hub, repo_id, tmp_path, kind, streaming):
+    if kind == "folder":
+        sounds(tmp_path / "data")
+    (tmp_path / "data/train").mkdir(parents=True, exist_ok=True)
+    if kind == "parquet":
+        clips().to_parquet(tmp_path / "data/train/0.parquet")
+    if kind == "webdataset":
+        with tarfile.open(tmp_path / "data/train/0.tar", "w") as archive:
+            for number, text in enumerate([b"yes", b"no"]):
+                for suffix, content in (("wav", sound()), ("txt", text)):
+                    member = tarfile.TarInfo(f"{number}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    hub.add_repo("dataset", repo_id, tmp_path / "data")
+    split = load(dataset_name=repo_id, streaming=streaming).splits["train"]
+    if kind == "webdataset":
+        split = split.rename_columns({"wav": "audio", "txt": "text"})
+    assert_two_clips(split, streaming)
+
+
+@pytest.mark.usefixtures("no_torchcodec")
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_metadata_of_sounds_of_every_kind(tmp_path, suffix):
+    folder = sounds(tmp_path)
+    for split in ("train", "test"):
+        table = datasets.Dataset.from_csv(str(folder / split / "metadata.csv"), keep_in_memory=True)
+        (folder / split / "metadata.csv").unlink()
+        getattr(table, "to_json" if suffix == "jsonl" else f"to_{suffix}")(folder / split / f"metadata.{suffix}")
+    source = load(dataset_name=str(folder))
+    assert_two_clips(source.splits["train"], False)
+    assert source.splits["test"].select_columns(["text"]).to_list() == [{"text": "go"}]
+
+
+def test_texts_like_na_in_metadata_stay_texts(tmp_path):
+    folder = sounds(tmp_path)
+    write(folder / "train/metadata.csv", "file_name,text\n0.wav,NA\n1.wav,null\n")
+    assert load(dataset_name=str(folder)).splits["train"]["text"][:] == ["NA", "null"]
+
+
+def test_mistakes_in_metadata_name_the_flag_and_the_file(tmp_path):
+    folder = sounds(tmp_path)
+    (folder / "test/0.wav").unlink()
+    with pytest.raises(
+        DataError, match=f"^--dataset_name {folder}, test/metadata.csv: 1 of 1 rows name no file that is there"
+    ):
+        load(dataset_name=str(folder))
+    write(folder / "test/metadata.csv", "")
+    with pytest.raises(
+        DataError, match=f"^--dataset_name {folder}/test/metadata.csv cannot be read: No columns to parse"
+    ):
+        load(dataset_name=str(folder))
+    (folder / "test/metadata.csv").unlink()
+    write(folder / "test/metadata.jsonl", '{"file_name": "0.wav"}\n{"file_name":\n')
+    with pytest.raises(DataError, match=f"^--dataset_name {folder}/test/metadata.jsonl, line 2: not valid JSON"):
+        load(dataset_name=str(folder))
+
+
+@pytest.mark.usefixtures("no_torchcodec")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_class_folders_of_sounds_are_a_source(tmp_path, streaming):
+    for name in ("train/yes/0.wav", "train/no/0.wav", "test/yes/0.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(sound())
+    split = load(dataset_name=str(tmp_path), streaming=streaming).splits["train"]
+    assert split.features["label"] == datasets.ClassLabel(names=["no", "yes"])
+    assert paths(list(split), "audio", tmp_path) == ["train/no/0.wav", "train/yes/0.wav"]
+    assert [row["label"] for row in split] == [0, 1]
+
+
+@pytest.mark.usefixtures("no_torchcodec")
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_table_of_sounds(tmp_path, suffix, streaming):
+    (tmp_path / "clips").mkdir()
+    for number in range(2):
+        (tmp_path / f"clips/{number}.wav").write_bytes(sound())
+    rows = [{"audio": f"clips/{number}.wav", "text": text} for number, text in enumerate(["yes", "no"])]
+    split = load_files(tiny.write_rows(tmp_path / f"list{suffix}", rows), streaming=streaming).splits["train"]
+    assert_two_clips(as_encoded_audio(split, "audio"), streaming)
 
 
 # Split names

@@ -13,7 +13,7 @@ from sft_hf.errors import ArgumentError
 from sft_hf.losses import make_loss
 from sft_hf.method import Method
 from sft_hf.methods.mixup import Mixup
-from sft_hf.vision.augmentation import seeded
+from sft_hf.seeding import seeded
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 LABELS = Labels(SINGLE, ("bird", "cat", "dog", "fish"))

