@@ -300,6 +300,8 @@ def describe_feature(feature: Any) -> str:
         return f"list of {describe_feature(item)}"
     if isinstance(feature, dict):
         return f"struct of {', '.join(feature)}"
+    if isinstance(feature, Audio):
+        return "Audio"  # also where it is EncodedAudio
     return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 

@@ -24,6 +24,7 @@ from sft_hf.data.columns import (
     is_text,
     item_feature,
 )
+from sft_hf.data.encoded_audio import EncodedAudio
 from sft_hf.errors import DataError
 
 STRING, INTEGER, FLOAT, BOOLEAN = Value("string"), Value("int64"), Value("float32"), Value("bool")
@@ -376,3 +377,8 @@ def test_pitfall_5_a_list_has_no_dtype():
     assert item_feature(feature) == List(Value("float32"))
     assert describe_feature(feature) == "list of list of float32"
     assert item_feature(STRING) is None
+
+
+def test_a_message_calls_every_audio_column_audio():
+    """Also one that is read without torchcodec, a class of ours."""
+    assert describe_feature(EncodedAudio(decode=False)) == "Audio"
