@@ -10,8 +10,9 @@ part and its augmentation, is a function of seed, epoch and example (pitfall 44)
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import PurePath
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch.nn import functional
-from transformers import ASTFeatureExtractor, PreTrainedModel, WhisperFeatureExtractor
+from transformers import ASTFeatureExtractor, PretrainedConfig, PreTrainedModel, WhisperFeatureExtractor
 
 from sft_hf.arguments import ModelArguments
 from sft_hf.audio.augmentation import WAVEFORM_AUGMENTATIONS, WaveformAugmentation, spec_augment
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 # Columns of what was found out about a clip.
 SECONDS, RATE, DIGEST = "seconds_of_the_clip", "sampling_rate_of_the_clip", "digest_of_the_clip"
 FEATURES = ("input_values", "input_features")
+NUM_SAMPLES = "num_samples"  # what a batch says of each waveform where the model hears padding
 # Two steps of 20 ms, each with its window: below, convolutions have nothing to give, and variances over frames are of one.
 SHORTEST_SECONDS = 0.05
 AST_FRAME, AST_HOP = 400, 160  # samples; the extractor has them as numbers in its code
@@ -294,6 +296,32 @@ def collated(extractor: Any, features: Sequence[dict[str, np.ndarray]]) -> Batch
     if all(one[name].shape == first[name].shape for one in features for name in first):
         return {name: torch.from_numpy(np.stack([one[name] for one in features])) for name in first}
     return dict(extractor.pad(list(features), padding=True, return_tensors="pt"))
+
+
+def hears_padding(extractor: Any, config: PretrainedConfig) -> bool:
+    """Whether a waveform's padding changes what a model makes of it.
+
+    Without an attention mask it is a part of the clip, and group normalisation counts it in spite of one.
+    """
+    if is_spectrogram(extractor):
+        return False
+    return not extractor.return_attention_mask or getattr(config, "feat_extract_norm", None) == "group"
+
+
+def parts_of_one_length(inputs: Batch, batch: Batch) -> Iterator[Batch]:
+    """What a model hears at once in evaluation, of the inputs in a batch: no more of them than the batch has clips.
+
+    Where `num_samples` (inputs,) tells lengths, they are neighbours of one length, without padding.
+    """
+    number, at_most = len(next(iter(inputs.values()))), len(batch[EXAMPLE_ID])
+    lengths = batch[NUM_SAMPLES].tolist() if NUM_SAMPLES in batch else [None] * number
+    start = 0
+    for length, run in groupby(lengths):
+        stop = start + len(list(run))
+        for first in range(start, stop, at_most):
+            part = slice(first, min(first + at_most, stop))
+            yield {name: value[part] if length is None else value[part, :length] for name, value in inputs.items()}
+        start = stop
 
 
 def with_room_for_masks(model: PreTrainedModel, batch: Batch) -> Batch:

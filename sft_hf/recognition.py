@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sft_hf.arguments import ModelArguments
+from sft_hf.audio.augmentation import WAVEFORM_AUGMENTATIONS
 from sft_hf.clips import (
     SECONDS,
     Clips,
@@ -50,7 +51,8 @@ STREAM_PEEK = 100  # rows of a streamed test split that tell whether it has tran
 NUM_WORST = 30  # utterances in the report
 
 EncodeText = Callable[[str], list[int]]
-MisfitRule = Callable[[Sequence[int], float], str | None]  # token ids and seconds -> the reason, as the log says it
+# Token ids, and the shortest and the longest that their clip becomes in seconds -> the reason, as the log says it.
+MisfitRule = Callable[[Sequence[int], tuple[float, float]], str | None]
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Recognition(Clips):
         """The encoded clip as `audio`, the transcript as `labels`, `example_id`, `length` in seconds; nothing is decoded yet."""
         names = {columns.inputs[0]: "audio", columns.label: "labels", SECONDS: "length", EXAMPLE_ID: EXAMPLE_ID}
         dataset = renamed(self.of_durations(dataset, columns, split=split), names)
-        fits = _Fits(self.text_encoder(processor, model), self.misfit_rule(processor, model))
+        augmentation = self.augmentation if split == "train" else "none"
+        fits = _Fits(self.text_encoder(processor, model), self.misfit_rule(processor, model), augmentation)
         if isinstance(dataset, IterableDataset):
             return dataset.filter(fits) if split == "train" else dataset
         if "labels" not in dataset.column_names:
@@ -238,9 +241,14 @@ class _Fits:
 
     encode: EncodeText
     misfit: MisfitRule
+    augmentation: str
 
     def reason(self, text: str, seconds: float) -> str | None:
-        return self.misfit(self.encode(text), seconds)
+        ids = self.encode(text)
+        reason = self.misfit(ids, WAVEFORM_AUGMENTATIONS[self.augmentation].durations(seconds))
+        if reason is None or self.misfit(ids, (seconds, seconds)):
+            return reason
+        return f"{reason} once --augmentation {self.augmentation} has changed them"
 
     def __call__(self, row: dict) -> bool:
         reason = self.reason(row["labels"], seconds_of(row))

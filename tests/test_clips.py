@@ -6,6 +6,7 @@ import logging
 import pickle
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import (
+    ASTFeatureExtractor,
     AutoConfig,
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
     Data2VecAudioConfig,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
 )
 
 from sft_hf import clips
@@ -36,8 +39,10 @@ from sft_hf.clips import (
     extractor_of,
     file_name,
     freeze_feature_encoder,
+    hears_padding,
     longest_seconds,
     masked,
+    parts_of_one_length,
     read_clip,
     say_sampling_rates,
     seconds_of,
@@ -501,6 +506,42 @@ def test_features_take_the_dtype_of_the_model():
     given = AudioClassification().on_device(batch, None, dtype=torch.bfloat16)
     assert given["input_features"].dtype == torch.bfloat16
     assert given["attention_mask"] is batch["attention_mask"]
+
+
+# ---- models that hear padding ----
+
+
+def test_whose_padding_is_heard():
+    group, layer = SimpleNamespace(feat_extract_norm="group"), SimpleNamespace(feat_extract_norm="layer")
+    masked, plain = (Wav2Vec2FeatureExtractor(return_attention_mask=mask) for mask in (True, False))
+    assert [hears_padding(masked, layer), hears_padding(masked, SimpleNamespace())] == [False, False]
+    assert [hears_padding(masked, group), hears_padding(plain, group), hears_padding(plain, layer)] == [True] * 3
+    for extractor in (WhisperFeatureExtractor(), ASTFeatureExtractor(num_mel_bins=32)):
+        assert not hears_padding(extractor, SimpleNamespace())
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "num_clips", "expected"),
+    [
+        (None, 4, [[1, 2, 3, 4]]),
+        ([3, 3, 1, 3], 4, [[1, 2], [3], [4]]),  # neighbours alone, since the order stays
+        ([3, 3, 3, 3], 4, [[1, 2, 3, 4]]),
+        (None, 3, [[1, 2, 3], [4]]),  # four windows of three clips
+        ([2, 2, 2, 1], 2, [[1, 2], [3], [4]]),
+    ],
+)
+def test_neighbours_of_one_length_go_together_without_padding(num_samples, num_clips, expected):
+    inputs = {"input_values": torch.tensor([[1.0, 0, 0], [2, 0, 0], [3, 0, 0], [4, 0, 0]])}
+    inputs["attention_mask"] = torch.ones(4, 3, dtype=torch.long)
+    batch = {**inputs, "example_id": torch.arange(num_clips)}
+    if num_samples:
+        batch["num_samples"] = torch.tensor(num_samples)
+    parts = list(parts_of_one_length(inputs, batch))
+    assert [part["input_values"][:, 0].tolist() for part in parts] == expected
+    lengths = iter(num_samples or [3] * 4)
+    for part in parts:
+        assert {next(lengths) for _ in part["input_values"]} == {part["input_values"].shape[1]}
+        assert part["attention_mask"].shape == part["input_values"].shape
 
 
 # ---- models that mask ----

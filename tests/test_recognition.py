@@ -62,8 +62,14 @@ class LettersAsIds:
 
 
 class AtMostTwo:
-    def __call__(self, ids: list[int], seconds: float) -> str | None:
+    def __call__(self, ids: list[int], durations: tuple[float, float]) -> str | None:
         return "have more than two letters" if len(ids) > 2 else None
+
+
+class AboutHalfASecond:
+    def __call__(self, ids: list[int], durations: tuple[float, float]) -> str | None:
+        shortest, longest = durations
+        return "are too short" if shortest < 0.48 else "are too long" if longest > 0.6 else None
 
 
 class Speller(SpeechCtc):
@@ -160,6 +166,32 @@ def test_what_does_not_fit_is_left_out_of_a_stream_too(caplog):
     }
     assert found == {"train": ["AB"], "test": ["AB", "ABC"]}
     assert "train: example 1 is left out: clips have more than two letters" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "reason"),
+    [
+        ("none", None),  # 0.52 s
+        ("light", "are too long"),  # 0.62 s with the longest silence before it
+        ("full", "are too short"),  # 0.473 s at 110 % of the speed
+    ],
+)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_clip_of_training_fits_whatever_augmentation_makes_of_it(
+    monkeypatch, caplog, augmentation, reason, is_streamed
+):
+    monkeypatch.setattr(Speller, "misfit_rule", lambda *_: AboutHalfASecond())
+    task, dataset = Speller(augmentation=augmentation), rows("A", "B")
+    kept = {}
+    for split in ("train", "test"):
+        given = stream(dataset) if is_streamed else dataset
+        selected = task.select_examples(given, COLUMNS, LABELS, split=split)
+        found = task.preprocess(selected, COLUMNS, LABELS, EXTRACTOR, None, split=split)
+        kept[split] = [row["labels"] for row in found]
+    assert kept == {"train": [] if reason else ["A", "B"], "test": ["A", "B"]}
+    said = f"clips {reason} once --augmentation {augmentation} has changed them"
+    assert (said in caplog.text) == bool(reason)
+    assert "test: 2 of 2" not in caplog.text  # evaluation hears the clips as they are
 
 
 def test_the_transcript_travels_along_in_evaluation():

@@ -10,9 +10,8 @@ averaged.
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from transformers import (
     ASTFeatureExtractor,
     AutoModelForAudioClassification,
-    PretrainedConfig,
     PreTrainedModel,
     WhisperFeatureExtractor,
 )
@@ -33,13 +31,16 @@ from sft_hf.audio.windows import mean_of_windows, windows_of
 from sft_hf.classification import ENCODED_LABEL, Classification, labels_tensor, model_inputs
 from sft_hf.clips import (
     AST_HOP,
+    NUM_SAMPLES,
     SECONDS,
     Clips,
     ReadClip,
     collated,
     extracted,
     freeze_feature_encoder,
+    hears_padding,
     longest_seconds,
+    parts_of_one_length,
     read_clip,
     say_sampling_rates,
     with_room_for_masks,
@@ -58,8 +59,7 @@ LONGEST_CROP_SECONDS = 20.0
 HEARD_WHOLE_SECONDS = 120.0  # of longer clips the log says that their windows can be averaged instead
 AST_PATCH = 16  # frames: more than what a grid of patches can leave over at the end
 FRAMES_PER_POSITION = 2  # of Whisper: the stride of its second convolution
-# What a batch says beside its features: of each clip, of each window.
-NUM_WINDOWS, NUM_SAMPLES = "num_windows", "num_samples"
+NUM_WINDOWS = "num_windows"  # what a batch says of each clip
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class AudioClassification(Clips, Classification):
             outputs = model(**with_room_for_masks(bare, inputs))
         else:
             # A clip of an hour has hundreds of windows.
-            parts = _parts(inputs, batch.get(NUM_SAMPLES), at_most=len(batch[EXAMPLE_ID]))
+            parts = parts_of_one_length(inputs, batch)
             outputs = SequenceClassifierOutput(logits=torch.cat([model(**part).logits for part in parts]))
         if NUM_WINDOWS in batch:
             counts = batch[NUM_WINDOWS].tolist()
@@ -271,29 +271,6 @@ def keep_patches(model: PreTrainedModel, max_length: int) -> None:
     start = (before - after) // 2
     patches = patches.unflatten(1, (num_bands, before))[:, :, start : start + after].flatten(1, 2)
     embeddings.position_embeddings = nn.Parameter(torch.cat([tokens, patches], dim=1))
-
-
-def hears_padding(extractor: Any, config: PretrainedConfig) -> bool:
-    """Whether a waveform's padding changes what a model makes of it.
-
-    Without an attention mask it is a part of the clip, and group normalisation counts it in spite of one.
-    """
-    if "input_values" not in extractor.model_input_names or fixed_seconds(extractor) is not None:
-        return False
-    return not extractor.return_attention_mask or getattr(config, "feat_extract_norm", None) == "group"
-
-
-def _parts(inputs: Batch, num_samples: Tensor | None, *, at_most: int) -> Iterator[Batch]:
-    """What the model hears at once: neighbours of one length, which is all there is of them where `num_samples` tells it."""
-    number = len(next(iter(inputs.values())))
-    lengths = [None] * number if num_samples is None else num_samples.tolist()
-    start = 0
-    for length, run in groupby(lengths):
-        stop = start + len(list(run))
-        for first in range(start, stop, at_most):
-            part = slice(first, min(first + at_most, stop))
-            yield {name: value[part] if length is None else value[part, :length] for name, value in inputs.items()}
-        start = stop
 
 
 # ---- examples ----

@@ -12,17 +12,27 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from datasets import IterableDataset
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCTC, PreTrainedModel, PreTrainedTokenizerBase, Wav2Vec2Processor
 from transformers.utils import cached_file
 
 from sft_hf.arguments import FinetuningArguments, ModelArguments
-from sft_hf.clips import FEATURES, extracted, freeze_feature_encoder, say_sampling_rates
+from sft_hf.clips import (
+    FEATURES,
+    NUM_SAMPLES,
+    extracted,
+    freeze_feature_encoder,
+    hears_padding,
+    parts_of_one_length,
+    say_sampling_rates,
+    with_room_for_masks,
+)
 from sft_hf.ctc_decoding import CharacterBeamDecoder, GreedyDecoder, LmUnit, WordBeamDecoder, load_beam_decoder
 from sft_hf.data.labels import Labels
 from sft_hf.data.vocabulary import Casing, UnicodeNormalForm, build_tokenizer, normalize_transcript, uncovered
@@ -200,8 +210,8 @@ class SpeechCtc(Recognition):
         return CharacterEncoder(processor.tokenizer, self.normalize)
 
     def misfit_rule(self, processor: Any, model: PreTrainedModel) -> "FrameRule":
-        """More characters than frames, or fewer frames than the model masks at once."""
-        return FrameRule(model, inputs_per_second(processor.feature_extractor), num_masked_at_once(model))
+        """More characters than frames."""
+        return FrameRule(model, inputs_per_second(processor.feature_extractor))
 
     def check_transcripts(self, texts: Sequence[str], processor: Any, model: PreTrainedModel, *, split: str) -> None:
         """Count the characters that the vocabulary lacks."""
@@ -214,7 +224,8 @@ class SpeechCtc(Recognition):
 
     def data_collator(self, processor: Any, model: PreTrainedModel) -> Callable[[list[dict]], Batch]:
         """Features as the extractor pads them, with the attention mask that it wants, and labels."""
-        return CtcCollator(processor.feature_extractor)
+        extractor = processor.feature_extractor
+        return CtcCollator(extractor, hears_padding(extractor, model.config))
 
     # ---- loss and evaluation ----
 
@@ -232,16 +243,18 @@ class SpeechCtc(Recognition):
         """Utterances."""
         return loss.denominators(batch["labels"])
 
-    def loss_sums(self, loss: Loss, model: PreTrainedModel, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
-        """Forward without labels, then the sum over utterances."""
-        outputs = model(**{name: value for name, value in batch.items() if name in (*FEATURES, "attention_mask")})
-        if "labels" not in batch:
-            return outputs, {}
-        return outputs, loss.sums(outputs.logits, batch["labels"], num_frames(model, outputs.logits, batch))
+    def loss_sums(self, loss: Loss, model: PreTrainedModel, batch: Batch) -> tuple["Frames", dict[str, Tensor]]:
+        """Forward without labels, then the sum over utterances; in evaluation no clip hears the padding of another."""
+        inputs = {name: value for name, value in batch.items() if name in (*FEATURES, "attention_mask")}
+        if model.training:
+            frames = frames_of(model, with_room_for_masks(getattr(model, "module", model), inputs))
+        else:
+            frames = joined([frames_of(model, part) for part in parts_of_one_length(inputs, batch)])
+        return frames, loss.sums(frames.logits, batch["labels"], frames.num_frames) if "labels" in batch else {}
 
-    def predict(self, model: PreTrainedModel, outputs: Any, batch: Batch, processor: Any) -> list[str]:
+    def predict(self, model: PreTrainedModel, outputs: "Frames", batch: Batch, processor: Any) -> list[str]:
         """The texts that --decoder reads off the frames."""
-        return self._load_decoder(processor.tokenizer)(outputs.logits, num_frames(model, outputs.logits, batch))
+        return self._load_decoder(processor.tokenizer)(outputs.logits, outputs.num_frames)
 
     def _load_decoder(self, tokenizer: PreTrainedTokenizerBase) -> Decoder:
         if self.decoder == "greedy":
@@ -266,7 +279,7 @@ def _beam_decoder(lm_path: str, tokenizer: PreTrainedTokenizerBase, **options: A
 class _AsThePipeline(SpeechCtc):
     """Reads all frames of its one utterance, as transformers' pipeline does: those that an extractor only fills up, too."""
 
-    def predict(self, model: PreTrainedModel, outputs: Any, batch: Batch, processor: Any) -> list[str]:
+    def predict(self, model: PreTrainedModel, outputs: "Frames", batch: Batch, processor: Any) -> list[str]:
         return GreedyDecoder(processor.tokenizer)(outputs.logits, all_frames(outputs.logits))
 
 
@@ -330,21 +343,32 @@ def train_adapters_alone(model: PreTrainedModel) -> None:
         parameter.requires_grad_(True)
 
 
-def num_masked_at_once(model: PreTrainedModel) -> int:
-    """Frames of a span that the model masks in training (wav2vec2 and its kind refuse clips that are shorter), or 0."""
-    config = model.config
-    masks = hasattr(model.base_model, "_mask_hidden_states") and config.apply_spec_augment and config.mask_time_prob > 0
-    return config.mask_time_length if masks else 0
-
-
 # ---- frames ----
 
 
-def num_frames(model: PreTrainedModel, logits: Tensor, batch: Batch) -> Tensor:
-    """Frames of logits `(batch,)` that are sound; where the extractor gives no attention mask, the model hears silence as such."""
-    if batch.get("attention_mask") is None:
-        return all_frames(logits)
-    return output_lengths(model, batch["attention_mask"].sum(dim=-1)).clamp(max=logits.shape[1])
+class Frames(NamedTuple):
+    """Logits `(batch, frames, vocab)`, and how many frames of each utterance are sound, `(batch,)`; the rest is padding."""
+
+    logits: Tensor
+    num_frames: Tensor
+
+
+def frames_of(model: PreTrainedModel, inputs: Batch) -> Frames:
+    """What a model makes of its inputs; without an attention mask silence is sound too."""
+    logits = model(**inputs).logits
+    if "attention_mask" not in inputs:
+        return Frames(logits, all_frames(logits))
+    num_frames = output_lengths(model, inputs["attention_mask"].sum(dim=-1))
+    return Frames(logits, num_frames.clamp(max=logits.shape[1]))
+
+
+def joined(parts: Sequence[Frames]) -> Frames:
+    """The utterances of all parts, those with fewer frames filled up with zeros."""
+    first, *others = parts
+    if not others:
+        return first
+    logits = pad_sequence([utterance for part in parts for utterance in part.logits], batch_first=True)
+    return Frames(logits, torch.cat([part.num_frames for part in parts]))
 
 
 def all_frames(logits: Tensor) -> Tensor:
@@ -372,31 +396,30 @@ def inputs_per_second(extractor: Any) -> float:
 
 @dataclass(frozen=True, eq=False)
 class FrameRule:
-    """Whether a clip has the frames of logits that its characters need, and those that the model masks at once."""
+    """Whether a clip has the frames of logits that its characters need."""
 
     model: PreTrainedModel
     inputs_per_second: float
-    num_masked_at_once: int
 
-    def __call__(self, ids: Sequence[int], seconds: float) -> str | None:
+    def __call__(self, ids: Sequence[int], durations: tuple[float, float]) -> str | None:
+        shortest, _ = durations
         # 0.52 s are 8,320 samples, of which a float may lack the last.
-        inputs = torch.tensor(int(seconds * self.inputs_per_second + 1e-6))
-        frames = int(output_lengths(self.model, inputs))
-        if frames_needed(ids) > frames:
-            return TOO_LONG
-        if frames < self.num_masked_at_once:
-            return (
-                f"are shorter than the {self.num_masked_at_once} frames that the model masks at once (--config_overrides "
-                "mask_time_length=...)"
-            )
-        return None
+        inputs = torch.tensor(int(shortest * self.inputs_per_second + 1e-6))
+        return TOO_LONG if frames_needed(ids) > int(output_lengths(self.model, inputs)) else None
 
 
 @dataclass(frozen=True)
 class CtcCollator:
-    """Examples to features, `labels`, `text` and `example_id`."""
+    """Examples to features, `labels`, `text` and `example_id`.
+
+    Where the model hears padding, `num_samples` (batch,) says where it begins.
+    """
 
     extractor: Any
+    hears_padding: bool
 
     def __call__(self, examples: list[dict]) -> Batch:
-        return batch_of(self.extractor, examples)
+        batch = batch_of(self.extractor, examples)
+        if self.hears_padding:
+            batch[NUM_SAMPLES] = torch.tensor([len(example["features"]["input_values"]) for example in examples])
+        return batch

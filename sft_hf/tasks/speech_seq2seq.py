@@ -335,10 +335,11 @@ class WindowRule:
     limit: int | None
     window_seconds: int | None
 
-    def __call__(self, ids: Sequence[int], seconds: float) -> str | None:
+    def __call__(self, ids: Sequence[int], durations: tuple[float, float]) -> str | None:
         if self.limit and len(ids) > self.limit:
             return f"have transcripts of more than the {self.limit} tokens of the decoder"
-        if self.window_seconds and seconds > self.window_seconds:
+        _, longest = durations
+        if self.window_seconds and longest > self.window_seconds:
             return f"are longer than the {self.window_seconds} s that the model hears"
         return None
 

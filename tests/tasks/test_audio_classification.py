@@ -6,7 +6,6 @@ import logging
 import pickle
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,7 +37,6 @@ from sft_hf.task import Columns
 from sft_hf.tasks.audio_classification import (
     AudioClassification,
     fixed_seconds,
-    hears_padding,
     keep_patches,
     with_window,
 )
@@ -448,15 +446,6 @@ def test_no_score_depends_on_the_clips_beside_it(world, kind):
     assert np.ptp(one_by_one, axis=0).min() > 1e-3
     for size in (3, 7):
         np.testing.assert_allclose(evaluated(task, processor, model, rows, size=size), one_by_one, atol=1e-5)
-
-
-def test_whose_padding_is_heard():
-    group, layer = SimpleNamespace(feat_extract_norm="group"), SimpleNamespace(feat_extract_norm="layer")
-    masked, plain = (Wav2Vec2FeatureExtractor(return_attention_mask=mask) for mask in (True, False))
-    assert [hears_padding(masked, layer), hears_padding(masked, SimpleNamespace())] == [False, False]
-    assert [hears_padding(masked, group), hears_padding(plain, group), hears_padding(plain, layer)] == [True] * 3
-    for extractor in (WhisperFeatureExtractor(), ASTFeatureExtractor(num_mel_bins=32)):
-        assert not hears_padding(extractor, SimpleNamespace())
 
 
 def test_a_long_clip_never_reaches_the_model_at_once(world):

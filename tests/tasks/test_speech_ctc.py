@@ -1,8 +1,10 @@
 """CTC, stage by stage: which characters the model knows, which frames count, one gradient however a batch is cut."""
 
 import csv
+import io
 import json
 import logging
+import random
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,11 +29,11 @@ from sft_hf.data.vocabulary import build_tokenizer
 from sft_hf.errors import ArgumentError, ModelError
 from sft_hf.task import Columns
 from sft_hf.tasks import speech_ctc
-from sft_hf.tasks.speech_ctc import FrameRule, SpeechCtc, inputs_per_second, num_frames
+from sft_hf.tasks.speech_ctc import FrameRule, Frames, SpeechCtc, all_frames, frames_of, inputs_per_second
 
 COLUMNS = Columns(("audio",), "text")
 LABELS = Labels(TRANSCRIPTION, (), "text")
-KINDS = ("layer_norm", "group_norm", "wav2vec2_bert", "wav2vec2_bert with adapter", "crnn")
+KINDS = ("layer_norm", "group_norm", "masked_group_norm", "wav2vec2_bert", "wav2vec2_bert with adapter", "crnn")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,7 @@ def world(tmp_path_factory) -> Path:
     tiny_speech.write_spelt(folder / "spelt", train=64, test=12)
     tiny_speech.save_wav2vec2(folder / "layer_norm")
     tiny_speech.save_wav2vec2(folder / "group_norm", layer_norm=False)
+    tiny_speech.save_wav2vec2(folder / "masked_group_norm", feat_extract_norm="group", conv_bias=False)
     tiny_speech.save_wav2vec2(folder / "letters", vocabulary=True)
     tiny_speech.save_wav2vec2_bert(folder / "wav2vec2_bert")
     return folder
@@ -55,6 +58,14 @@ def _log(monkeypatch, caplog):
 def texts(*values: str) -> Dataset:
     """Training rows as `select_examples` leaves them, but for the clips."""
     return Dataset.from_dict({"text": list(values), RATE: [16_000] * len(values), SECONDS: [1.0] * len(values)})
+
+
+def utterances(*texts: str, seconds: float) -> Dataset:
+    """Rows of noise with those transcripts."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, noise(seconds), 16_000, format="WAV")
+    clips = [{"bytes": buffer.getvalue(), "path": f"{row}.wav"} for row in range(len(texts))]
+    return Dataset.from_dict({"audio": clips, "text": list(texts), "example_id": list(range(len(texts)))})
 
 
 def model_args(world: Path, kind: str = "layer_norm", **flags) -> ModelArguments:
@@ -227,48 +238,123 @@ def test_a_tokenizer_without_padding_has_no_blank(world, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_frames_of_a_padded_utterance_are_those_that_it_has_alone(world, kind):
     processor, model = loaded(world, kind)
-    rule = FrameRule(model, inputs_per_second(processor.feature_extractor), 0)
+    rule = FrameRule(model, inputs_per_second(processor.feature_extractor))
     alone = []
     for seconds in (0.5, 0.82, 1.0):
-        batch = batch_of_noise(processor, model, seconds)
-        outputs, _ = SpeechCtc().loss_sums(None, model, batch)
-        alone.append(outputs.logits.shape[1])
-        assert num_frames(model, outputs.logits, batch).tolist() == alone[-1:]
-        assert rule([0] * alone[-1], seconds) == speech_ctc.TOO_LONG  # the same id twice needs a blank between
-        assert rule(list(range(alone[-1] - 1)), seconds) is None
+        frames, _ = SpeechCtc().loss_sums(None, model, batch_of_noise(processor, model, seconds))
+        alone.append(frames.logits.shape[1])
+        assert frames.num_frames.tolist() == alone[-1:]
+        # The same id twice needs a blank between.
+        assert rule([0] * alone[-1], (seconds, seconds)) == speech_ctc.TOO_LONG
+        assert rule(list(range(alone[-1] - 1)), (seconds, seconds)) is None
     batch = batch_of_noise(processor, model, 0.5, 0.82, 1.0)
-    outputs, _ = SpeechCtc().loss_sums(None, model, batch)
-    # Without an attention mask the model hears the padding, as in the pipeline: all frames count.
-    expected = [alone[-1]] * 3 if kind == "group_norm" else alone
-    assert num_frames(model, outputs.logits, batch).tolist() == expected
     assert ("attention_mask" in batch) == (kind != "group_norm")
+    assert SpeechCtc().loss_sums(None, model, batch)[0].num_frames.tolist() == alone
+    # Without an attention mask training hears the padding: all frames count.
+    expected = [alone[-1]] * 3 if kind == "group_norm" else alone
+    assert SpeechCtc().loss_sums(None, model.train(), batch)[0].num_frames.tolist() == expected
 
 
-def test_labels_longer_than_the_frames(world, caplog):
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_clip_is_recognised_by_the_clips_beside_it(world, kind):
+    """Pitfall 12, and where padding is heard: clips of one length go together, and without it."""
+    processor, model = loaded(world, kind)
+    seconds, labels = (0.5, 0.5, 1.0, 0.5), [[3, 4], [4], [3, 4, 3], [5, 4]]
+    loss = SpeechCtc().load_loss(None, LABELS, FinetuningArguments(output_dir="unused"), model)
+    with torch.no_grad():
+        frames, sums = SpeechCtc().loss_sums(loss, model, batch_of_noise(processor, model, *seconds, labels=labels))
+        alone = [
+            SpeechCtc().loss_sums(loss, model, batch_of_noise(processor, model, length, labels=[ids]))
+            for length, ids in zip(seconds, labels, strict=True)
+        ]
+    for row, (one, _) in enumerate(alone):
+        number = int(one.num_frames)
+        assert frames.num_frames[row] == number
+        torch.testing.assert_close(frames.logits[row, :number], one.logits[0, :number], rtol=0, atol=1e-5)
+    assert sums["items"].item() == pytest.approx(sum(float(one["items"]) for _, one in alone), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["group_norm", "masked_group_norm"])
+def test_a_batch_is_recognised_as_the_pipeline_does_one_by_one(world, tmp_path, kind):
+    processor, model = loaded(world, kind)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    recogniser = pipeline("automatic-speech-recognition", model=str(tmp_path), device="cpu")
+    generator = random.Random(0)
+    waveforms = [tiny_speech.spelt(text, generator) for text in ("ABC", "C B", "CABAC", "B")]
+    examples = [
+        {"features": extracted(processor.feature_extractor, waveform), "example_id": row}
+        for row, waveform in enumerate(waveforms)
+    ]
+    batch = SpeechCtc().data_collator(processor, model)(examples)
+    with torch.no_grad():
+        frames, _ = SpeechCtc().loss_sums(None, model, batch)
+        padded = model(batch["input_values"]).logits
+    texts = SpeechCtc().predict(model, frames, batch, processor)
+    assert texts == [recogniser({"raw": waveform, "sampling_rate": 16_000})["text"] for waveform in waveforms]
+    assert texts != SpeechCtc().predict(model, Frames(padded, all_frames(padded)), batch, processor)
+
+
+def test_clips_of_one_length_go_through_together(world):
+    processor, model = loaded(world, "group_norm")
+    heard, forward = [], model.forward
+    model.forward = lambda **inputs: (heard.append(tuple(inputs["input_values"].shape)), forward(**inputs))[1]
+    batch = batch_of_noise(processor, model, 0.5, 0.5, 1.0)
+    SpeechCtc().loss_sums(None, model, batch)
+    assert heard == [(2, 8_000), (1, 16_000)]
+    SpeechCtc().loss_sums(None, model.train(), batch)
+    assert heard[2:] == [(3, 16_000)]
+
+
+def test_labels_longer_than_the_frames(world):
     """Pitfall 16. A second is 50 frames; a repeated letter takes three, with the blank."""
     processor, model = loaded(world, "layer_norm")
     rule = SpeechCtc().misfit_rule(processor, model)
-    alternating = [3, 4] * 25
-    assert rule(alternating[:49], 1.0) is None
-    assert rule([3] * 25, 1.0) is None
+    alternating, second = [3, 4] * 25, (1.0, 1.0)
+    assert rule(alternating[:49], second) is None
+    assert rule([3] * 25, second) is None
     assert (
-        rule([3] * 26, 1.0)
-        == rule([*alternating, 3], 1.0)
+        rule([3] * 26, second)
+        == rule([*alternating, 3], second)
         == "have transcripts of more characters than frames of sound"
     )
 
 
-def test_clips_shorter_than_what_the_model_masks_at_once(world):
-    """wav2vec2 draws spans of 10 frames and refuses a batch that is shorter."""
-    processor, model = loaded(world, "layer_norm", config_overrides=["mask_time_prob=0.5"])
-    rule = SpeechCtc().misfit_rule(processor, model)
-    assert "are shorter than the 10 frames that the model masks at once" in rule([3], 0.2)
-    assert rule([3], 0.25) is None
+def test_labels_have_to_fit_the_frames_at_the_highest_speed(world, caplog):
+    """Half a second has 24 frames, and 22 where it takes 100/110 of its time; evaluation hears it as it is."""
+    task = SpeechCtc(augmentation="full")
+    processor, model = loaded(world, "layer_norm", "AB", task=task)
+    rows = utterances(*(("AB" * 13)[:number] for number in (22, 23, 24, 25)), seconds=0.5)
+    kept = {}
+    for split in ("train", "validation"):
+        chosen = task.select_examples(rows, COLUMNS, LABELS, split=split)
+        kept[split] = task.preprocess(chosen, COLUMNS, LABELS, processor, model, split=split)
+    assert [len(text) for text in kept["train"]["labels"]] == [22]
+    assert [len(text) for text in kept["validation"]["labels"]] == [22, 23, 24, 25]
+    assert f"train: 1 of 4 clips {speech_ctc.TOO_LONG}; they are left out" in caplog.text
+    assert f"train: 2 of 4 clips {speech_ctc.TOO_LONG} once --augmentation full has changed them" in caplog.text
+    assert f"validation: 1 of 4 clips {speech_ctc.TOO_LONG}; they are scored like any other" in caplog.text
+    read = task.load_reader(processor, model, COLUMNS, LABELS, split="train", seed=0)
+    shortest = min(len(read(kept["train"][0], epoch)["features"]["input_values"]) for epoch in range(60))
+    assert 22 <= int(speech_ctc.output_lengths(model, torch.tensor(shortest))) < 24
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "group_norm", "wav2vec2_bert"])
+def test_clips_shorter_than_what_the_model_masks_at_once(world, kind):
+    """wav2vec2 draws spans of 10 frames and refuses a batch that is shorter; augmentation shortens clips."""
+    processor, model = loaded(world, kind, config_overrides=["mask_time_prob=0.5"])
+    seconds = 0.1 if kind == "wav2vec2_bert" else 0.19
+    batch = batch_of_noise(processor, model, seconds, seconds, labels=[[3], [3, 4]])
+    loss = SpeechCtc().load_loss(None, LABELS, FinetuningArguments(output_dir="unused"), model)
+    num_frames = SpeechCtc().loss_sums(loss, model, batch)[0].num_frames.tolist()
+    assert num_frames[0] < 10
+    assert SpeechCtc().misfit_rule(processor, model)([3], (seconds, seconds)) is None
     model.train()
     with pytest.raises(ValueError, match="`mask_length` has to be smaller than `sequence_length`"):
-        SpeechCtc().loss_sums(None, model, batch_of_noise(processor, model, 0.2))
-    assert SpeechCtc().misfit_rule(*loaded(world, "layer_norm"))([3], 0.2) is None
-    assert SpeechCtc().misfit_rule(*loaded(world, "crnn"))([3], 0.2) is None
+        frames_of(model, {name: batch[name] for name in batch if name.startswith(("input", "attention"))})
+    frames, sums = SpeechCtc().loss_sums(loss, model, batch)
+    assert frames.num_frames.tolist() == ([10, 10] if kind == "group_norm" else num_frames)
+    assert sums["items"] > 0
 
 
 # ---- the loss ----
@@ -278,11 +364,12 @@ def test_clips_shorter_than_what_the_model_masks_at_once(world):
 def test_the_loss_is_the_models_own(world, kind):
     """Which takes the mean over a batch, so that it depends on how a global batch is cut (pitfall 1)."""
     processor, model = loaded(world, kind)
-    batch = batch_of_noise(processor, model, 0.6, 1.0, labels=[[3, 3, 4], [5, 2, 4, 3, 3]])
+    seconds = (1.0, 1.0) if kind == "group_norm" else (0.6, 1.0)  # the model itself would hear the padding
+    batch = batch_of_noise(processor, model, *seconds, labels=[[3, 3, 4], [5, 2, 4, 3, 3]])
     loss = SpeechCtc().load_loss(None, LABELS, FinetuningArguments(output_dir="unused"), model)
     _, sums = SpeechCtc().loss_sums(loss, model, batch)
     ours = sums["items"] / SpeechCtc().loss_denominators(loss, batch)["items"]
-    inputs = {name: batch[name] for name in batch if name != "example_id"}
+    inputs = {name: batch[name] for name in batch if name not in ("example_id", "num_samples")}
     assert ours.item() == pytest.approx(model(**inputs).loss.item(), rel=1e-5)
 
 
@@ -400,15 +487,16 @@ def test_adapters_that_are_not_there(world):
 # ---- decoding ----
 
 
-def one_hot(tokenizer, *paths: str) -> torch.Tensor:
-    """Logits of the characters of a path, `-` for the blank."""
+def one_hot(tokenizer, *paths: str, num_frames: list[int] | None = None) -> Frames:
+    """Logits of the characters of a path, `-` for the blank; all frames are sound unless told otherwise."""
     ids = [[tokenizer.convert_tokens_to_ids("[PAD]" if letter == "-" else letter) for letter in path] for path in paths]
-    return 10 * torch.nn.functional.one_hot(torch.tensor(ids), len(tokenizer)).float()
+    logits = 10 * torch.nn.functional.one_hot(torch.tensor(ids), len(tokenizer)).float()
+    return Frames(logits, all_frames(logits) if num_frames is None else torch.tensor(num_frames))
 
 
 def test_the_best_path_loses_repetitions_and_blanks(world):
     processor, model = loaded(world, "group_norm", "GOD")
-    outputs = SimpleNamespace(logits=one_hot(processor.tokenizer, "GGO-O-DD", "-GO|GO--"))
+    outputs = one_hot(processor.tokenizer, "GGO-O-DD", "-GO|GO--")
     assert SpeechCtc().predict(model, outputs, {}, processor) == ["GOOD", "GO GO"]
 
 
@@ -416,11 +504,11 @@ def test_frames_of_the_padding_are_not_read(world):
     processor, model = loaded(world, "layer_norm", "GOD")
     # 400 samples make the first frame, 320 each further one.
     mask = (torch.arange(400 + 7 * 320) < torch.tensor([[400 + 2 * 320], [400 + 7 * 320]])).long()
-    outputs = SimpleNamespace(logits=one_hot(processor.tokenizer, "GO-DDDDD", "GO-DDDDD"))
-    frames = num_frames(model, outputs.logits, {"attention_mask": mask}).tolist()
-    assert frames == [model._get_feat_extract_output_lengths(length).item() for length in mask.sum(dim=1)]
-    expected = [processor.tokenizer.decode(outputs.logits[0, :frame].argmax(-1)) for frame in frames]
-    assert SpeechCtc().predict(model, outputs, {"attention_mask": mask}, processor) == expected == ["GO", "GOD"]
+    num_frames = frames_of(model, {"input_values": torch.zeros(mask.shape), "attention_mask": mask}).num_frames.tolist()
+    assert num_frames == [model._get_feat_extract_output_lengths(length).item() for length in mask.sum(dim=1)]
+    outputs = one_hot(processor.tokenizer, "GO-DDDDD", "GO-DDDDD", num_frames=num_frames)
+    expected = [processor.tokenizer.decode(outputs.logits[0, :number].argmax(-1)) for number in num_frames]
+    assert SpeechCtc().predict(model, outputs, {}, processor) == expected == ["GO", "GOD"]
 
 
 BEAM = {"decoder": "beam", "lm_path": "words.arpa"}
@@ -438,7 +526,7 @@ def test_a_language_model_is_loaded_once(world, monkeypatch):
     task = SpeechCtc(**BEAM, lm_unit="character", lm_weight=0.7, word_insertion_bonus=0.2, beam_width=8)
     processor, model = loaded(world, "group_norm", "GOD", task=task)
     assert len(loadings) == 1  # before training
-    outputs = SimpleNamespace(logits=one_hot(processor.tokenizer, "GO-D"))
+    outputs = one_hot(processor.tokenizer, "GO-D")
     for _ in range(3):
         assert task.predict(model, outputs, {}, processor) == ["1 utterances of 4 frames"]
     options = {"lm_unit": "character", "beam_width": 8, "lm_weight": 0.7, "word_insertion_bonus": 0.2}
@@ -450,7 +538,8 @@ def test_the_pipeline_decodes_greedily(world):
     processor, model = loaded(world, "wav2vec2_bert", "GOD")
     batch = batch_of_noise(processor, model, 0.83)  # 81 frames of 10 ms, in pairs
     assert batch["attention_mask"].tolist() == [[1] * 40 + [0]]
-    outputs = SimpleNamespace(logits=one_hot(processor.tokenizer, "-" * 39 + "GO"))
+    num_frames = SpeechCtc().loss_sums(None, model, batch)[0].num_frames.tolist()
+    outputs = one_hot(processor.tokenizer, "-" * 39 + "GO", num_frames=num_frames)
     task = SpeechCtc(**BEAM, casing="upper")
     assert task.as_the_pipeline_does.predict(model, outputs, batch, processor) == ["GO"]
     assert SpeechCtc().predict(model, outputs, batch, processor) == ["G"]
@@ -462,9 +551,8 @@ def test_a_beam_with_a_language_model_puts_right_what_the_best_path_gets_wrong(w
     (tmp_path / "words.arpa").write_text(WORDS)
     task = SpeechCtc(decoder="beam", lm_path=str(tmp_path / "words.arpa"), lm_weight=2.0)
     processor, model = loaded(world, "group_norm", "GO HOME", "GOOD DAY", task=task)
-    logits = one_hot(processor.tokenizer, "GO|-HAME-")
-    logits[0, 5, processor.tokenizer.convert_tokens_to_ids("O")] = 9.0
-    outputs = SimpleNamespace(logits=logits)
+    outputs = one_hot(processor.tokenizer, "GO|-HAME-")
+    outputs.logits[0, 5, processor.tokenizer.convert_tokens_to_ids("O")] = 9.0
     assert task.as_the_pipeline_does.predict(model, outputs, {}, processor) == ["GO HAME"]
     assert task.predict(model, outputs, {}, processor) == ["GO HOME"]
 
@@ -558,7 +646,7 @@ def test_encoders_train_evaluate_and_reload(world, tmp_path, kind):
 
 def test_the_error_rate_does_not_depend_on_the_batch(world, tmp_path):
     """Pitfall 12: the padding of a batch is neither heard nor read."""
-    for kind in ("layer_norm", "crnn"):
+    for kind in ("layer_norm", "group_norm", "masked_group_norm", "crnn"):
         rates = set()
         for size in (1, 5):
             trainer = make_trainer(world, tmp_path, kind, per_device_eval_batch_size=size)

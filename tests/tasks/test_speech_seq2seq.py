@@ -1,5 +1,6 @@
 """Recognition by a decoder, stage by stage: what it is trained to write, what it writes by itself, and what is saved of that."""
 
+import io
 import json
 import logging
 import random
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import tiny
 import tiny_speech
 import torch
@@ -283,10 +285,30 @@ def test_the_encoder_can_be_frozen(world):
 def test_transcripts_longer_than_the_decoder_and_clips_longer_than_the_window():
     """Pitfalls 17 and 43; the end is a token too, the start stands in the place of the last one."""
     rule = WindowRule(limit=4, window_seconds=2)
-    assert rule([1, 2, 3, 4], 2.0) is None
-    assert rule([1, 2, 3, 4, 5], 1.0) == "have transcripts of more than the 4 tokens of the decoder"
-    assert rule([1], 2.01) == "are longer than the 2 s that the model hears"
-    assert WindowRule(limit=None, window_seconds=None)([1] * 9999, 9999.0) is None
+    assert rule([1, 2, 3, 4], (2.0, 2.0)) is None
+    assert rule([1, 2, 3, 4, 5], (1.0, 1.0)) == "have transcripts of more than the 4 tokens of the decoder"
+    assert rule([1], (1.5, 2.01)) == "are longer than the 2 s that the model hears"
+    assert WindowRule(limit=None, window_seconds=None)([1] * 9999, (9999.0, 9999.0)) is None
+
+
+@pytest.mark.parametrize(("augmentation", "kept"), [("none", [0, 1]), ("light", [0]), ("full", [])])
+def test_no_augmentation_makes_a_clip_longer_than_the_window(world, caplog, augmentation, kept):
+    """Of 2 s: 1.8 s at 90 % of the speed and 0.1 s later are 2.1; 1.95 s and 0.1 s are 2.05. Whisper would cut the end off."""
+    task = SpeechSeq2Seq(augmentation=augmentation)
+    processor, model = loaded(world, "whisper", task=task)
+    clips = []
+    for seconds in (1.8, 1.95):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, tiny_speech.tone(440.0, seconds, random.Random(0)), 16_000, format="WAV")
+        clips.append({"bytes": buffer.getvalue(), "path": f"{seconds}.wav"})
+    rows = Dataset.from_dict({"audio": clips, "text": ["A", "B"], "example_id": [0, 1]})
+    for split, expected in (("train", kept), ("validation", [0, 1])):
+        chosen = task.select_examples(rows, COLUMNS, LABELS, split=split)
+        found = task.preprocess(chosen, COLUMNS, LABELS, processor, model, split=split)
+        assert found["example_id"][:] == expected
+    said = f"are longer than the 2 s that the model hears once --augmentation {augmentation} has changed them; they are"
+    assert (f"train: {2 - len(kept)} of 2 clips {said} left out" in caplog.text) == (len(kept) < 2)
+    assert "validation: " not in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
