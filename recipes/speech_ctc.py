@@ -39,7 +39,7 @@ if __name__ == "__main__":
         logging_steps=0.05,
         model_defaults={
             "builtin:crnn": {"learning_rate": 2e-3, "num_train_epochs": 20, "warmup_steps": 50},
-            ("builtin:crnn", "builtin:voice_commands"): {"num_train_epochs": 4},
+            ("builtin:crnn", "builtin:voice_commands"): {"num_train_epochs": 3},
             "from_scratch": {"learning_rate": 5e-4, "num_train_epochs": 30},
         },
     )

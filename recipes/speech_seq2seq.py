@@ -38,7 +38,7 @@ if __name__ == "__main__":
         load_best_model_at_end=True,
         logging_steps=0.05,
         model_defaults={
-            "builtin:moonshine": {"learning_rate": 1e-3, "num_train_epochs": 10},
+            "builtin:moonshine": {"learning_rate": 1e-3, "num_train_epochs": 4},
             "from_scratch": {"learning_rate": 5e-4, "num_train_epochs": 30},
         },
     )

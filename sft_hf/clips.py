@@ -301,11 +301,13 @@ def collated(extractor: Any, features: Sequence[dict[str, np.ndarray]]) -> Batch
 def hears_padding(extractor: Any, config: PretrainedConfig) -> bool:
     """Whether a waveform's padding changes what a model makes of it.
 
-    Without an attention mask it is a part of the clip, and group normalisation counts it in spite of one.
+    Without an attention mask it is a part of the clip, and group normalisation (wav2vec2-base, Moonshine) counts it in spite of
+    one.
     """
     if is_spectrogram(extractor):
         return False
-    return not extractor.return_attention_mask or getattr(config, "feat_extract_norm", None) == "group"
+    counts_padding = config.model_type == "moonshine" or getattr(config, "feat_extract_norm", None) == "group"
+    return not extractor.return_attention_mask or counts_padding
 
 
 def parts_of_one_length(inputs: Batch, batch: Batch) -> Iterator[Batch]:

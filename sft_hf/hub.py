@@ -282,7 +282,7 @@ LOCAL_PATH_KEYS = (
     "output_dir", "cache_dir", "resume", "deepspeed", "fsdp_config", "accelerator_config", "optim_args",
     "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs", "liger_kernel_config",
 )  # fmt: skip
-FILE_KEYS = ("train_file", "validation_file", "test_file", "mask_colors", "class_weights")
+FILE_KEYS = ("train_file", "validation_file", "test_file", "mask_colors", "class_weights", "lm_path")
 SOURCE_KEYS = ("dataset_name", "model_name_or_path", "backbone_name_or_path", "tokenizer_name", "metrics")
 
 

@@ -326,8 +326,7 @@ class SftTrainer(Trainer):
     def predictions_for_the_reload_check(self, dataset: Dataset | IterableDataset) -> dict[int, Any]:
         """As the pipeline predicts: one by one, in the weights' own precision, by what it can do of the task.
 
-        Some models' outputs depend a little on the padding of a batch (Moonshine), and of two texts that are about as
-        likely autocast can find another one. Nothing is trained or evaluated afterwards.
+        A batch changes the order of summation, and of two texts that are about as likely autocast can find another one. Nothing is trained or evaluated afterwards.
         """
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # takes autocast off its forward
         self.compute_loss_context_manager = nullcontext

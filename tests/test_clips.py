@@ -512,12 +512,14 @@ def test_features_take_the_dtype_of_the_model():
 
 
 def test_whose_padding_is_heard():
-    group, layer = SimpleNamespace(feat_extract_norm="group"), SimpleNamespace(feat_extract_norm="layer")
+    group, layer = (SimpleNamespace(model_type="wav2vec2", feat_extract_norm=norm) for norm in ("group", "layer"))
+    other, moonshine = (SimpleNamespace(model_type=kind) for kind in ("sew-d", "moonshine"))
     masked, plain = (Wav2Vec2FeatureExtractor(return_attention_mask=mask) for mask in (True, False))
-    assert [hears_padding(masked, layer), hears_padding(masked, SimpleNamespace())] == [False, False]
+    assert [hears_padding(masked, layer), hears_padding(masked, other)] == [False, False]
     assert [hears_padding(masked, group), hears_padding(plain, group), hears_padding(plain, layer)] == [True] * 3
+    assert hears_padding(masked, moonshine)
     for extractor in (WhisperFeatureExtractor(), ASTFeatureExtractor(num_mel_bins=32)):
-        assert not hears_padding(extractor, SimpleNamespace())
+        assert not hears_padding(extractor, other)
 
 
 @pytest.mark.parametrize(

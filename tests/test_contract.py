@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_speech
 import yaml
 from PIL import Image
 
@@ -14,8 +15,11 @@ from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
 from sft_hf.data.sources import from_memory
 from sft_hf.losses import Loss
 from sft_hf.preparation import prepare
+from sft_hf.tasks.audio_classification import AudioClassification
 from sft_hf.tasks.image_classification import ImageClassification
 from sft_hf.tasks.semantic_segmentation import SemanticSegmentation
+from sft_hf.tasks.speech_ctc import SpeechCtc
+from sft_hf.tasks.speech_seq2seq import SpeechSeq2Seq
 from sft_hf.tasks.text_classification import TextClassification
 
 
@@ -35,6 +39,12 @@ class Case:
 TWO_EPOCHS = ("--augmentation", "none", "--per_device_train_batch_size", "4", "--num_train_epochs", "2")
 EVEN = ("--class_weights", "balanced", "--learning_rate", "0.01", *TWO_EPOCHS)
 SMALL_FCN = ("--config_overrides", "backbone=test_resnet")
+SMALL_CRNN = ("--config_overrides", "hidden_size=32", "num_mel_bins=20", "conv_channels=12")
+# With these a recogniser of this size soon writes something, so that there is something to compare. By word error rate the
+# first model would be the best of those that get no word right.
+WRITING = ("--per_device_train_batch_size", "4", "--metric_for_best_model", "loss")
+CTC = (*WRITING, "--num_train_epochs", "12")
+DECODER = (*WRITING, "--generation_max_length", "8")
 
 CASES = {
     "text, single label": Case(TextClassification, "single", "bert", "accuracy"),
@@ -57,6 +67,18 @@ CASES = {
         SemanticSegmentation, "pairs", "mask2former", "mean_iou", "image_seg", TWO_EPOCHS
     ),
     "segmentation, oneformer": Case(SemanticSegmentation, "pairs", "oneformer", "mean_iou", "image_seg", TWO_EPOCHS),
+    "audio, single label": Case(AudioClassification, "tones", "wav2vec2", "accuracy", "audio_cls"),
+    "audio, several labels": Case(AudioClassification, "tones_multi", "wav2vec2", "f1_micro", "audio_cls"),
+    "audio, numbers": Case(AudioClassification, "tones_regression", "wav2vec2", "mse", "audio_cls"),
+    "audio, whisper": Case(AudioClassification, "tones", "whisper", "accuracy", "audio_cls"),
+    "audio, crnn": Case(AudioClassification, "tones", "builtin:crnn", "accuracy", "audio_cls", SMALL_CRNN),
+    "ctc, wav2vec2": Case(
+        SpeechCtc, "spelt", "wav2vec2", "wer", "speech_ctc", (*CTC, "--freeze_feature_encoder", "false")
+    ),
+    "ctc, crnn": Case(SpeechCtc, "spelt", "builtin:crnn", "wer", "speech_ctc", (*CTC, *SMALL_CRNN)),
+    "seq2seq, whisper": Case(SpeechSeq2Seq, "spelt", "whisper", "wer", "speech_seq2seq", DECODER),
+    "seq2seq, moonshine": Case(SpeechSeq2Seq, "spelt", "moonshine", "wer", "speech_seq2seq", DECODER),
+    "seq2seq, speech2text": Case(SpeechSeq2Seq, "spelt", "speech2text", "wer", "speech_seq2seq", DECODER),
 }
 
 
@@ -79,6 +101,14 @@ def world(tmp_path_factory):
     for kind in ("multi", "regression"):
         tiny.write_picture_rows(folder / f"pictures_{kind}_train.jsonl", 48, kind)
         tiny.write_picture_rows(folder / f"pictures_{kind}_test.jsonl", 24, kind, seed=1)
+        tiny_speech.write_tone_rows(folder / f"tones_{kind}_train.jsonl", 48, kind)
+        tiny_speech.write_tone_rows(folder / f"tones_{kind}_test.jsonl", 24, kind, seed=1)
+    tiny_speech.write_tone_folders(folder / "tones", train=48, test=24)
+    tiny_speech.write_spelt(folder / "spelt", train=48, test=24)
+    tiny_speech.save_wav2vec2(folder / "wav2vec2")
+    tiny_speech.save_whisper(folder / "whisper", chunk_length=1)
+    tiny_speech.save_moonshine(folder / "moonshine")
+    tiny_speech.save_speech2text(folder / "speech2text")
     return folder
 
 
@@ -125,6 +155,8 @@ def test_a_run_leaves_a_model_that_reloads_and_numbers_that_agree(name, world, t
     assert [line["example_id"] for line in predictions] == list(range(24))
     if case.recipe == "image_seg":
         check_pictures(tmp_path / "run", predictions)
+    if case.recipe.startswith("speech"):
+        check_texts(tmp_path / "run", predictions)
 
 
 def check_pictures(folder: Path, predictions: list[dict]) -> None:
@@ -135,6 +167,13 @@ def check_pictures(folder: Path, predictions: list[dict]) -> None:
         assert len(line["shares"]) == len(mask.getcolors())
         assert sum(line["shares"].values()) == pytest.approx(1, abs=1e-3)
     assert len(list((folder / "reports" / "overlays").glob("*.jpg"))) == 5
+
+
+def check_texts(folder: Path, predictions: list[dict]) -> None:
+    """Something is written, and the worst of it has a page."""
+    assert any(line["prediction"] for line in predictions)
+    for split in ("validation", "test"):
+        assert "<h1>Worst utterances by WER</h1>" in (folder / "reports" / f"worst_utterances_{split}.html").read_text()
 
 
 def test_the_topics_are_learnt(world, tmp_path):

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from datasets import IterableDataset
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForSpeechSeq2Seq,
     GenerationConfig,
@@ -26,7 +28,7 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from sft_hf.arguments import FinetuningArguments, ModelArguments
-from sft_hf.clips import FEATURES, say_sampling_rates
+from sft_hf.clips import FEATURES, NUM_SAMPLES, hears_padding, parts_of_one_length, say_sampling_rates
 from sft_hf.data.labels import TRANSCRIPTION, Labels
 from sft_hf.errors import ArgumentError, ModelError
 from sft_hf.losses import Loss
@@ -180,7 +182,9 @@ class SpeechSeq2Seq(Recognition):
 
     def data_collator(self, processor: Any, model: PreTrainedModel) -> Callable[[list[dict]], Batch]:
         """Features, and the transcript shifted by one as the decoder's input."""
-        return Seq2SeqCollator(processor.feature_extractor, decoder_tokens(model), decoder_limit(model))
+        extractor = processor.feature_extractor
+        hears = hears_padding(extractor, getattr(model.config, "encoder", model.config))
+        return Seq2SeqCollator(extractor, decoder_tokens(model), decoder_limit(model), hears)
 
     # ---- loss and evaluation ----
 
@@ -198,7 +202,7 @@ class SpeechSeq2Seq(Recognition):
         """Forward with the transcript as the decoder's input; in evaluation the encoder runs once, for that and for generation."""
         inputs, states = encoder_inputs(batch), None
         if not model.training:
-            states = model.get_encoder()(**inputs)
+            states = encoder_states(model, batch)
             inputs = _after_encoder(inputs, states)
         if "labels" not in batch:
             return states, {}
@@ -306,6 +310,20 @@ def encoder_inputs(batch: Batch) -> Batch:
     return {name: value for name, value in batch.items() if name in (*FEATURES, "attention_mask")}
 
 
+def encoder_states(model: PreTrainedModel, batch: Batch) -> Any:
+    """What the encoder makes of each clip; where it hears padding, of each by itself."""
+    encoder, inputs = model.get_encoder(), encoder_inputs(batch)
+    if NUM_SAMPLES not in batch:
+        return encoder(**inputs)
+    parts = [encoder(**part) for part in parts_of_one_length(inputs, batch)]
+    clips, states = [clip for part in parts for clip in part.last_hidden_state], parts[0]
+    states.last_hidden_state = pad_sequence(clips, batch_first=True)
+    if getattr(states, "attention_mask", None) is not None:  # Moonshine's, of frames
+        ones = [clip.new_ones(len(clip), dtype=torch.int) for clip in clips]
+        states.attention_mask = pad_sequence(ones, batch_first=True)
+    return states
+
+
 def _after_encoder(inputs: Batch, states: Any) -> Batch:
     """The same for a decoder: the encoder's states in place of the features."""
     return {**{name: value for name, value in inputs.items() if name not in FEATURES}, "encoder_outputs": states}
@@ -354,13 +372,20 @@ class Seq2SeqCollator:
     extractor: Any
     tokens: DecoderTokens
     limit: int | None
+    hears_padding: bool = False
 
     def __call__(self, examples: list[dict]) -> Batch:
         if "labels" not in examples[0]:
-            return batch_of(self.extractor, examples)
+            return self._features(examples)
         examples = [{**example, "labels": example["labels"][: self.limit]} for example in examples]
         inputs = [[self.tokens.start, *example["labels"][:-1]] for example in examples]
         return {
-            **batch_of(self.extractor, examples),
+            **self._features(examples),
             "decoder_input_ids": padded_labels(inputs, self.tokens.pad),
         }
+
+    def _features(self, examples: list[dict]) -> Batch:
+        batch = batch_of(self.extractor, examples)
+        if self.hears_padding:
+            batch[NUM_SAMPLES] = torch.tensor([len(example["features"]["input_values"]) for example in examples])
+        return batch
