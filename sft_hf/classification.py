@@ -18,7 +18,7 @@ from sft_hf.class_weights import resolve_class_weights
 from sft_hf.data.columns import find_label_column, require_column
 from sft_hf.data.label_resolution import resolve_labels
 from sft_hf.data.labels import Labels, encode_column
-from sft_hf.data.sources import Source
+from sft_hf.data.sources import EXAMPLE_ID, Source
 from sft_hf.errors import ArgumentError
 from sft_hf.losses import Loss, make_loss
 from sft_hf.metrics import EvaluateModules, Metrics, MultiLabelMetrics, RegressionMetrics, SingleLabelMetrics
@@ -241,6 +241,21 @@ class _IsLabelled:
 
     def __call__(self, example: dict) -> bool:
         return self.labels.encode(example[self.column], self.feature) is not None
+
+
+@dataclass(frozen=True)
+class EncodeLabel:
+    """A row of a stream of encoded files as preprocess leaves it: the file as `name`, `labels` where known, `example_id`."""
+
+    name: str
+    columns: Columns
+    labels: Labels
+    feature: Any
+
+    def __call__(self, row: dict) -> dict:
+        example = {self.name: row[self.columns.inputs[0]], EXAMPLE_ID: row[EXAMPLE_ID]}
+        label = self.labels.encode(row[self.columns.label], self.feature) if self.columns.label in row else None
+        return example if label is None else {**example, "labels": label}
 
 
 def model_inputs(batch: Batch) -> Batch:

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import PurePath
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -26,7 +25,7 @@ from sft_hf.arguments import ModelArguments
 from sft_hf.audio.augmentation import WAVEFORM_AUGMENTATIONS, WaveformAugmentation, spec_augment
 from sft_hf.audio.decoding import UnreadableAudio, check_clip, decode, digest, read_header
 from sft_hf.data.columns import require_column
-from sft_hf.data.paths import as_encoded_audio
+from sft_hf.data.paths import as_encoded_audio, short_name
 from sft_hf.data.rows import map_rows, refuse_or_skip
 from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError, DataError, ModelError
@@ -177,8 +176,7 @@ def as_hours(seconds: float) -> str:
 
 def file_name(clip: dict) -> str | None:
     """`zero/1.flac` of `/home/me/digits/zero/1.flac`, and of a file in an archive."""
-    path = (clip or {}).get("path")
-    return path and "/".join(PurePath(path.partition("::")[0]).parts[-2:])
+    return short_name((clip or {}).get("path"))
 
 
 def say_sampling_rates(train: AnyDataset, extractor: Any) -> None:
@@ -290,12 +288,19 @@ def extracted(extractor: Any, waveform: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.asarray(value)[0] for name, value in features.items()}
 
 
-def collated(extractor: Any, features: Sequence[dict[str, np.ndarray]]) -> Batch:
-    """Features of clips as tensors (batch, ...), padded by the extractor's own rule where lengths differ."""
+def collated(extractor: Any, features: Sequence[dict[str, np.ndarray]], *, hears_padding: bool = False) -> Batch:
+    """Features of clips as tensors (batch, ...), padded by the extractor's own rule where lengths differ.
+
+    Where the model hears padding, `num_samples` (batch,) says where it begins.
+    """
     first = features[0]
     if all(one[name].shape == first[name].shape for one in features for name in first):
-        return {name: torch.from_numpy(np.stack([one[name] for one in features])) for name in first}
-    return dict(extractor.pad(list(features), padding=True, return_tensors="pt"))
+        batch = {name: torch.from_numpy(np.stack([one[name] for one in features])) for name in first}
+    else:
+        batch = dict(extractor.pad(list(features), padding=True, return_tensors="pt"))
+    if hears_padding:
+        batch[NUM_SAMPLES] = torch.tensor([len(one["input_values"]) for one in features])
+    return batch
 
 
 def hears_padding(extractor: Any, config: PretrainedConfig) -> bool:

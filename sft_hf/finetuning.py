@@ -216,11 +216,8 @@ def _evaluate(
     metrics = {split: _plain(values, artefacts.SPLIT_PREFIXES[split]) for split, values in measured.items()}
     training = artefacts.training_facts(trainer, started=started)
     training |= artefacts.speed_of_sound(trainer.task, prepared.examples, training, measured)
-    per_class = {
-        split: trainer.details[prefix]
-        for split, prefix in artefacts.SPLIT_PREFIXES.items()
-        if trainer.details.get(prefix)
-    }
+    details = {split: trainer.accumulated[artefacts.SPLIT_PREFIXES[split]].details() for split in measured}
+    per_class = {split: numbers for split, numbers in details.items() if numbers}
     results = {"task": trainer.task.pipeline_tag, "metrics": metrics, "training": training}
     return {**results, **({"per_class": per_class} if per_class else {})}, predictions
 

@@ -6,7 +6,6 @@
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 
 from sft_hf.arguments import ModelArguments
 from sft_hf.data.columns import require_column
-from sft_hf.data.paths import as_encoded_images
+from sft_hf.data.paths import as_encoded_images, short_name
 from sft_hf.data.rows import map_rows, refuse_or_skip
 from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError, DataError
@@ -86,17 +85,12 @@ class Images(Task):
 
     def describe_inputs(self, row: dict, columns: Columns) -> dict[str, Any]:
         """The file's name, and its folder's, where it has one; --push_examples publishes it."""
-        return {name: _name_of(row[name]["path"]) for name in columns.inputs}
+        return {name: short_name(row[name]["path"]) for name in columns.inputs}
 
     def pipeline_inputs(self, example: dict, columns: Columns, processor: Any) -> Image.Image:
         """The upright 8-bit RGB picture."""
         (column,) = columns.inputs
         return to_rgb(open_image(example[column]))
-
-
-def _name_of(path: str | None) -> str | None:
-    """`cat/1.jpg` of `/home/me/pets/cat/1.jpg`, and of a file in an archive, `zip://cat/1.jpg::/home/me/pets.zip`."""
-    return path and "/".join(PurePath(path.partition("::")[0]).parts[-2:])
 
 
 def in_channels_last(model: PreTrainedModel) -> PreTrainedModel:

@@ -369,9 +369,8 @@ def _is_head(model: PreTrainedModel, key: str) -> bool:
         return True  # within what it calls its base model
     if model.config.model_type != "timm_wrapper":
         first = key.partition(".")[0]
-        if not hasattr(
-            model, model.base_model_prefix
-        ):  # CLIP, UPerNet and Whisper's classifier name one that they do not have
+        # CLIP, UPerNet and Whisper's classifier name one that they do not have.
+        if not hasattr(model, model.base_model_prefix):
             return any(part in first for part in ("head", "classifier", "projector", "layer_weights"))
         return first != model.base_model_prefix
     heads = _timm_heads(model)

@@ -212,9 +212,9 @@ def padded_labels(labels: Sequence[Sequence[int]], value: int = IGNORE_INDEX) ->
     return padded
 
 
-def batch_of(extractor: Any, examples: list[dict]) -> Batch:
-    """Features, `example_id`, `labels` padded with -100 and, in evaluation, `text`, where the examples have them."""
-    batch = collated(extractor, [example["features"] for example in examples])
+def batch_of(extractor: Any, examples: list[dict], *, hears_padding: bool = False) -> Batch:
+    """`collated` features, `example_id`, `labels` padded with -100 and, in evaluation, `text`, where the examples have them."""
+    batch = collated(extractor, [example["features"] for example in examples], hears_padding=hears_padding)
     batch[EXAMPLE_ID] = torch.tensor([example[EXAMPLE_ID] for example in examples])
     if "labels" in examples[0]:
         batch["labels"] = padded_labels([example["labels"] for example in examples])

@@ -75,8 +75,7 @@ class SftTrainer(Trainer):
         self._freeze_base_model = freeze_base_model
         self._push_thread = ThreadPoolExecutor(max_workers=1)
         self._push: Future | None = None
-        self.details: dict[str, dict] = {}  # numbers for each class, of the last pass of each kind
-        self.accumulated: dict[str, Metrics] = {}  # what they were computed from
+        self.accumulated: dict[str, Metrics] = {}  # of the last pass of each kind
         self.thresholds: np.ndarray | None = None  # of multi-label classes, from the last validation
         self._num_own_examples = 0
         self._keep: Keep | None = None  # what is done with each prediction of the pass under way
@@ -227,9 +226,8 @@ class SftTrainer(Trainer):
             "pin_memory": self.args.dataloader_pin_memory,
         }
         rank, world_size = self.args.process_index, self.args.world_size
-        batch_size = (
-            batch_size or self.args.per_device_eval_batch_size
-        )  # the bare model works, on one device also under DataParallel
+        # The bare model works, on one device also under DataParallel.
+        batch_size = batch_size or self.args.per_device_eval_batch_size
         if isinstance(dataset, IterableDataset):
             # Every reader numbers the rows by itself, so one reads them all and each rank keeps its own.
             options["num_workers"] = min(1, options["num_workers"])
@@ -266,7 +264,6 @@ class SftTrainer(Trainer):
             self.thresholds = metrics.tune()
         elif self.thresholds is not None:
             metrics.thresholds = self.thresholds
-        self.details[metric_key_prefix] = metrics.details()
         self.accumulated[metric_key_prefix] = metrics
         values = {"loss": sum(total / max(weight, 1e-38) for total, weight in sums.values()), **metrics.compute()}
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
@@ -326,7 +323,8 @@ class SftTrainer(Trainer):
     def predictions_for_the_reload_check(self, dataset: Dataset | IterableDataset) -> dict[int, Any]:
         """As the pipeline predicts: one by one, in the weights' own precision, by what it can do of the task.
 
-        A batch changes the order of summation, and of two texts that are about as likely autocast can find another one. Nothing is trained or evaluated afterwards.
+        A batch changes the order of summation, and of two texts that are about as likely autocast can find another one.
+        Nothing is trained or evaluated afterwards.
         """
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # takes autocast off its forward
         self.compute_loss_context_manager = nullcontext

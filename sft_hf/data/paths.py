@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from datasets import Dataset, Image, IterableDataset, Value
@@ -164,3 +164,8 @@ def _check_files(dataset: AnyDataset, column: str, flags: str) -> None:
 def _rows(some: dict[int, str], values: dict[int, str]) -> str:
     named = ", ".join(f"row {row}: {value}" for row, value in list(some.items())[:NUM_NAMED])
     return f"{len(some)} of {len(values)} values ({named}{', ...' if len(some) > NUM_NAMED else ''})"
+
+
+def short_name(path: str | None) -> str | None:
+    """`cat/1.jpg` of `/home/me/pets/cat/1.jpg`, and of a file in an archive, `zip://cat/1.jpg::/home/me/pets.zip`."""
+    return path and "/".join(PurePath(path.partition("::")[0]).parts[-2:])

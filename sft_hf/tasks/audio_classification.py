@@ -28,7 +28,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sft_hf.arguments import ModelArguments
 from sft_hf.audio.windows import mean_of_windows, windows_of
-from sft_hf.classification import ENCODED_LABEL, Classification, labels_tensor, model_inputs
+from sft_hf.classification import ENCODED_LABEL, Classification, EncodeLabel, labels_tensor, model_inputs
 from sft_hf.clips import (
     AST_HOP,
     NUM_SAMPLES,
@@ -152,7 +152,7 @@ class AudioClassification(Clips, Classification):
         """The encoded clip as `audio`, `labels` where known, `example_id`, `length` in seconds; nothing is decoded yet."""
         dataset = self.of_durations(dataset, columns, split=split)
         if isinstance(dataset, IterableDataset):
-            encode = _EncodeLabel(columns, labels, columns.label_feature(dataset))
+            encode = EncodeLabel("audio", columns, labels, columns.label_feature(dataset))
             return dataset.map(encode, remove_columns=list(dataset.column_names))
         if split != "train" and self._evaluation_samples(processor) is None:
             _say_long_clips(dataset, split)
@@ -287,20 +287,6 @@ def _say_long_clips(dataset: Any, split: str) -> None:
 
 
 @dataclass(frozen=True)
-class _EncodeLabel:
-    """A row of a stream as preprocess leaves it."""
-
-    columns: Columns
-    labels: Labels
-    feature: Any
-
-    def __call__(self, row: dict) -> dict:
-        example = {"audio": row[self.columns.inputs[0]], EXAMPLE_ID: row[EXAMPLE_ID]}
-        label = self.labels.encode(row[self.columns.label], self.feature) if self.columns.label in row else None
-        return example if label is None else {**example, "labels": label}
-
-
-@dataclass(frozen=True)
 class _ReadPart:
     """A preprocessed row and the epoch to one window: a random part of a clip that is longer than `seconds`."""
 
@@ -342,12 +328,10 @@ class WindowCollator:
 
     def __call__(self, examples: list[dict]) -> Batch:
         windows = [window for example in examples for window in example["windows"]]
-        batch = collated(self.extractor, windows)
+        batch = collated(self.extractor, windows, hears_padding=self.hears_padding)
         batch[EXAMPLE_ID] = torch.tensor([example[EXAMPLE_ID] for example in examples])
         if len(windows) > len(examples):
             batch[NUM_WINDOWS] = torch.tensor([len(example["windows"]) for example in examples])
-        if self.hears_padding:
-            batch[NUM_SAMPLES] = torch.tensor([len(window["input_values"]) for window in windows])
         if examples[0].get("labels") is not None:
             batch["labels"] = labels_tensor([example["labels"] for example in examples], self.problem_type)
         return batch

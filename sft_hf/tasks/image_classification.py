@@ -13,7 +13,7 @@ from datasets import Features, IterableDataset
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
 
 from sft_hf.arguments import ModelArguments
-from sft_hf.classification import ENCODED_LABEL, Classification, labels_tensor
+from sft_hf.classification import ENCODED_LABEL, Classification, EncodeLabel, labels_tensor
 from sft_hf.data.columns import find_image_column
 from sft_hf.data.labels import Labels
 from sft_hf.data.rows import renamed
@@ -88,7 +88,7 @@ class ImageClassification(Images, Classification):
     ) -> AnyDataset:
         """The encoded picture as `image`, `labels` where known, `example_id`; nothing is decoded yet."""
         if isinstance(dataset, IterableDataset):
-            encode = _EncodeLabel(columns, labels, columns.label_feature(dataset))
+            encode = EncodeLabel("image", columns, labels, columns.label_feature(dataset))
             return dataset.map(encode, remove_columns=list(dataset.column_names))
         return renamed(dataset, {columns.inputs[0]: "image", ENCODED_LABEL: "labels", EXAMPLE_ID: EXAMPLE_ID})
 
@@ -119,20 +119,6 @@ class ImageClassification(Images, Classification):
     def usage_example(self) -> str:
         """A line of the model card."""
         return 'classifier("picture.jpg")'
-
-
-@dataclass(frozen=True)
-class _EncodeLabel:
-    """A row of a stream as preprocess leaves it."""
-
-    columns: Columns
-    labels: Labels
-    feature: Any
-
-    def __call__(self, row: dict) -> dict:
-        example = {"image": row[self.columns.inputs[0]], EXAMPLE_ID: row[EXAMPLE_ID]}
-        label = self.labels.encode(row[self.columns.label], self.feature) if self.columns.label in row else None
-        return example if label is None else {**example, "labels": label}
 
 
 @dataclass(frozen=True)

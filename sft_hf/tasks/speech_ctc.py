@@ -25,7 +25,6 @@ from transformers.utils import cached_file
 from sft_hf.arguments import FinetuningArguments, ModelArguments
 from sft_hf.clips import (
     FEATURES,
-    NUM_SAMPLES,
     extracted,
     freeze_feature_encoder,
     hears_padding,
@@ -419,7 +418,4 @@ class CtcCollator:
     hears_padding: bool
 
     def __call__(self, examples: list[dict]) -> Batch:
-        batch = batch_of(self.extractor, examples)
-        if self.hears_padding:
-            batch[NUM_SAMPLES] = torch.tensor([len(example["features"]["input_values"]) for example in examples])
-        return batch
+        return batch_of(self.extractor, examples, hears_padding=self.hears_padding)

@@ -375,17 +375,11 @@ class Seq2SeqCollator:
     hears_padding: bool = False
 
     def __call__(self, examples: list[dict]) -> Batch:
-        if "labels" not in examples[0]:
-            return self._features(examples)
-        examples = [{**example, "labels": example["labels"][: self.limit]} for example in examples]
-        inputs = [[self.tokens.start, *example["labels"][:-1]] for example in examples]
-        return {
-            **self._features(examples),
-            "decoder_input_ids": padded_labels(inputs, self.tokens.pad),
-        }
-
-    def _features(self, examples: list[dict]) -> Batch:
-        batch = batch_of(self.extractor, examples)
-        if self.hears_padding:
-            batch[NUM_SAMPLES] = torch.tensor([len(example["features"]["input_values"]) for example in examples])
+        is_labelled = "labels" in examples[0]
+        if is_labelled:
+            examples = [{**example, "labels": example["labels"][: self.limit]} for example in examples]
+        batch = batch_of(self.extractor, examples, hears_padding=self.hears_padding)
+        if is_labelled:
+            inputs = [[self.tokens.start, *example["labels"][:-1]] for example in examples]
+            batch["decoder_input_ids"] = padded_labels(inputs, self.tokens.pad)
         return batch
