@@ -36,8 +36,7 @@ def use_all_cores(num_threads: int | None = None) -> str | None:
     """
     import torch
 
-    launched = "LOCAL_RANK" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
-    if num_threads is None and not (launched and os.environ.get("OMP_NUM_THREADS") == "1"):
+    if num_threads is None and not (is_launched() and os.environ.get("OMP_NUM_THREADS") == "1"):
         return None
     threads = num_threads or cores_of_this_process()
     if threads == torch.get_num_threads():
@@ -74,6 +73,23 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(trim_threshold, 2**31 - 1)) and bool(mallopt(mmap_max, 0))
+
+
+def is_launched() -> bool:
+    """Whether `accelerate launch` or torchrun started this process."""
+    return "LOCAL_RANK" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
+
+
+def end_with_the_launcher() -> bool:
+    """Have the kernel send SIGTERM to this process when its launcher ends; False where the kernel is not Linux's.
+
+    `accelerate launch` and torchrun die of a signal without a word to the ranks, which would train on, unseen (pitfall 41).
+    This way they write a checkpoint first.
+    """
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    if not sys.platform.startswith("linux"):
+        return False
+    return ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM) == 0
 
 
 def check_world_size(world_size: int) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -298,3 +300,39 @@ def test_workers_read_ahead_where_the_model_computes_elsewhere(monkeypatch):
     assert [num_reading_workers(on_cpu=on_cpu) for on_cpu in (True, False)] == [0, 3]
     monkeypatch.setattr("sft_hf.launching.cores_of_this_process", lambda: 64)
     assert num_reading_workers(on_cpu=False) == 8
+
+
+# ---- launchers that die (pitfall 41) ----
+
+RANK = """
+import signal, sys, time
+from sft_hf.launching import SignalWatch, end_with_the_launcher
+assert end_with_the_launcher()
+with SignalWatch().watching() as signals:
+    print("watching", flush=True)
+    while signals.received is None:
+        time.sleep(0.01)
+with open(sys.argv[1], "w") as file:
+    file.write(signal.Signals(signals.received).name)
+"""
+LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], sys.argv[2]])"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_launcher_that_dies_takes_its_ranks_along_by_sigterm(number, tmp_path):
+    """Pitfall 41: `accelerate launch` leaves its child running."""
+    noted = tmp_path / "noted"
+    command = [sys.executable, "-c", LAUNCHER, RANK, str(noted)]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout.readline() == "watching\n"
+    launcher.send_signal(number)
+    launcher.wait(timeout=10)
+    launcher.stdout.read()  # ends when the rank has ended
+    assert noted.read_text() == "SIGTERM"
+
+
+def test_only_a_launched_process_follows_its_parent(monkeypatch):
+    assert not launching.is_launched()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert launching.is_launched()
