@@ -124,6 +124,18 @@ class FinetuningArguments(TrainingArguments):
         default=False,
         metadata={"help": "Log the last finite loss where one is NaN; off, so that a diverged run is seen."},
     )
+    max_nonfinite_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps in a row whose loss or gradient is NaN or infinite that are left out; one more stops the run."
+        },
+    )
+    auto_find_batch_size: bool = field(
+        default=False,
+        metadata={
+            "help": "Halve the batch and double the accumulation until a batch of the longest examples fits into memory."
+        },
+    )
     push_examples: bool = field(
         default=False, metadata={"help": "Also push predictions and reports, which hold texts of the dataset."}
     )

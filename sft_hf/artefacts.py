@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset, IterableDataset
 
 import sft_hf
+from sft_hf import storage
 from sft_hf.callbacks import peak_rss_mb
 from sft_hf.data.sources import EXAMPLE_ID, Source
 from sft_hf.errors import ReloadError
@@ -114,6 +115,8 @@ def training_facts(trainer: SftTrainer, *, started: float) -> dict[str, Any]:
         "seconds_to_first_step": round(timing.seconds_to_first_step, 2) if timing.seconds_to_first_step else None,
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "world_size": args.world_size,
+        "per_device_train_batch_size": args.per_device_train_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "device": args.device.type,
         "mixed_precision": args.mixed_precision,
         "best_checkpoint": Path(trainer.state.best_model_checkpoint).name
@@ -202,7 +205,7 @@ def versions() -> dict[str, str]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    storage.write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _write_predictions(path: Path, trainer: SftTrainer, prepared: Prepared, predictions: dict[int, Any]) -> None:

@@ -7,6 +7,9 @@ SftError                    1   a failure of ours
 |   +-- ModelError              a model, tokenizer or processor that cannot be loaded or does not fit the task
 |   +-- HubError                a repository, a token or a right on the Hub
 |   +-- LaunchError             processes that were started but do not form one run
+|   +-- ResourceError           memory or a process that the machine took away
+|   |   +-- StorageError            a full disk
+|   +-- DivergedError           a loss or a gradient that is not finite
 +-- ReloadError             1   the saved model does not reproduce the trainer's predictions
 +-- PushError               3   trained and saved, but not pushed
 +-- Interrupted       130/143   SIGINT or SIGTERM; a checkpoint was written first
@@ -45,6 +48,18 @@ class HubError(UserError):
 
 class LaunchError(UserError):
     """Processes that were started but do not form one run."""
+
+
+class ResourceError(UserError):
+    """Memory that the machine does not have, or a process of the run that it ended."""
+
+
+class StorageError(ResourceError):
+    """A disk, a quota or a limit that a file does not fit into."""
+
+
+class DivergedError(UserError):
+    """A loss or a gradient that is not finite."""
 
 
 class ReloadError(SftError):

@@ -17,7 +17,7 @@ import numpy as np
 from datasets import IterableDataset
 from transformers import EarlyStoppingCallback
 
-from sft_hf import artefacts, hub, launching, run_folder
+from sft_hf import artefacts, checkpoints, hub, launching, resources, run_folder
 from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments, resolve_cpu_precision
 from sft_hf.configuration import apply_environment, config_environment
 from sft_hf.data.labels import Labels
@@ -53,6 +53,8 @@ def finetune(
         if apply_environment(config_environment(arguments)):
             # The libraries read most variables when they are imported, which is over.
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        if launching.is_launched():
+            launching.end_with_the_launcher()
         parsed = parse_arguments(
             (DataArguments, ModelArguments, FinetuningArguments, task_class, *methods),
             arguments,
@@ -75,10 +77,11 @@ def _run(parsed: Parsed) -> dict[str, float]:
         return _finish_complete_run(training_args, parsed)
     if launching.is_main_process():
         run_folder.write_recipe(training_args.output_dir, parsed)
-    trainer, prepared = _build(task, data_args, model_args, training_args, methods=tuple(methods), datasets=None)
-    _train(trainer, training_args)
-    results, predictions = _evaluate(trainer, prepared, started=started)
-    _leave_behind(trainer, prepared, results, parsed, predictions)
+    with resources.explained(training_args):
+        trainer, prepared = _build(task, data_args, model_args, training_args, methods=tuple(methods), datasets=None)
+        _train(trainer, training_args)
+        results, predictions = _evaluate(trainer, prepared, started=started)
+        _leave_behind(trainer, prepared, results, parsed, predictions)
     return _last_metrics(results)
 
 
@@ -196,9 +199,11 @@ def _train(trainer: SftTrainer, training_args: FinetuningArguments) -> None:
     checkpoint = run_folder.checkpoint_to_resume(training_args)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
+    if launching.is_main_process():
+        checkpoints.discard_broken(Path(training_args.output_dir))
     with trainer.signals.watching():
         trainer.train(resume_from_checkpoint=checkpoint)
-    left = run_folder.last_checkpoint(Path(training_args.output_dir))
+    left = checkpoints.last_whole(Path(training_args.output_dir))
     trainer.signals.check(str(left) if left else None)
 
 

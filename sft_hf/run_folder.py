@@ -1,7 +1,7 @@
 """A run's output_dir before and between trainings: whose it is, and from which checkpoint to go on."""
 
-import json
 import logging
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 import sft_hf
-from sft_hf import launching
+from sft_hf import checkpoints, launching, storage
 from sft_hf.arguments import FinetuningArguments
 from sft_hf.errors import ArgumentError
 from sft_hf.flags import SECRETS, Parsed
@@ -21,7 +21,10 @@ MAY_CHANGE = re.compile(
     r"output_dir|resume|cache_dir|hub_.*|push_.*|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm"
     r"|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor|multiprocessing_context)"
     r"|preprocessing_num_workers|num_cpu_threads_per_process|save_total_limit|ddp_.*|local_rank|debug"
+    r"|max_nonfinite_steps|auto_find_batch_size|per_device_eval_batch_size|gradient_checkpointing.*"
 )
+# They may change together, if the global batch stays what it is.
+OF_THE_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def recordable(parsed: Parsed) -> dict[str, Any]:
@@ -38,7 +41,7 @@ def write_recipe(output_dir: str, parsed: Parsed) -> None:
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recordable(parsed), sort_keys=False, allow_unicode=True)
-    (folder / "recipe.yaml").write_text(f"# sft_hf {sft_hf.__version__}\n{text}", encoding="utf-8")
+    storage.write_whole(folder / "recipe.yaml", f"# sft_hf {sft_hf.__version__}\n{text}")
 
 
 def state_of(folder: Path, parsed: Parsed, resume: str) -> str:
@@ -61,8 +64,11 @@ def state_of(folder: Path, parsed: Parsed, resume: str) -> str:
         )
     there = yaml.safe_load(recipe.read_text()) or {}
     now = yaml.safe_load(yaml.safe_dump(recordable(parsed)))
+    may_change = OF_THE_BATCH if _global_batch(there) == _global_batch(now) else ()
     different = [
-        key for key in sorted({*there, *now}) if there.get(key) != now.get(key) and not MAY_CHANGE.fullmatch(key)
+        key
+        for key in sorted({*there, *now})
+        if there.get(key) != now.get(key) and not MAY_CHANGE.fullmatch(key) and key not in may_change
     ]
     if different:
         shown = ", ".join(f"--{key} {now.get(key)} (there: {there.get(key)})" for key in different[:4])
@@ -73,26 +79,13 @@ def state_of(folder: Path, parsed: Parsed, resume: str) -> str:
     return "complete" if (folder / "results.json").is_file() else "partial"
 
 
+def _global_batch(values: dict[str, Any]) -> int:
+    """Of one process; the number of processes is that of the checkpoint."""
+    return math.prod(values.get(key) or 1 for key in OF_THE_BATCH)
+
+
 def _is_a_run_s(path: Path) -> bool:
     return path.name.startswith("checkpoint-") or path.name == "config.json" or path.suffix in (".safetensors", ".bin")
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: the Trainer writes trainer_state.json last."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True)
-    for checkpoint in checkpoints:
-        if _is_whole(checkpoint):
-            return checkpoint
-        logger.warning("%s was not written to its end and is passed over", checkpoint)
-    return None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def checkpoint_to_resume(training_args: FinetuningArguments) -> str | None:
@@ -100,20 +93,23 @@ def checkpoint_to_resume(training_args: FinetuningArguments) -> str | None:
     if training_args.resume == "never":
         return None
     if training_args.resume == "auto":
-        checkpoint = last_checkpoint(Path(training_args.output_dir))
+        checkpoint = checkpoints.last_whole(Path(training_args.output_dir))
         if checkpoint is None:
             return None
     else:
         checkpoint = Path(training_args.resume)
-        if not _is_whole(checkpoint):
-            raise ArgumentError(f"--resume {checkpoint}: expected auto, never or the folder of a whole checkpoint.")
+        missing = checkpoints.what_is_missing(checkpoint)
+        if missing:
+            raise ArgumentError(
+                f"--resume {checkpoint}: {missing}; expected auto, never or the folder of a whole checkpoint."
+            )
     _check_same_world(checkpoint, training_args.world_size)
     return str(checkpoint)
 
 
 def _check_same_world(checkpoint: Path, world_size: int) -> None:
     """The Trainer writes one random state for each process; another number of them means another global batch."""
-    before = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+    before = checkpoints.read_manifest(checkpoint)["num_processes"]
     if before != world_size:
         raise ArgumentError(
             f"{checkpoint} was written by {before} process(es), now there are {world_size}: the global batch would be another. "

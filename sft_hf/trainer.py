@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
-from sft_hf import hub
+from sft_hf import checkpoints, hub, resources
 from sft_hf.callbacks import StopOnSignal, Timing
 from sft_hf.data.order import (
     EvaluationBatches,
@@ -31,7 +32,8 @@ from sft_hf.data.order import (
     ReadStream,
     Shuffled,
 )
-from sft_hf.errors import ModelError, PushError
+from sft_hf.divergence import StepRecord, StopOnDivergence
+from sft_hf.errors import ArgumentError, ModelError, PushError
 from sft_hf.launching import SignalWatch
 from sft_hf.losses import Loss
 from sft_hf.method import Method
@@ -80,6 +82,7 @@ class SftTrainer(Trainer):
         self._num_own_examples = 0
         self._keep: Keep | None = None  # what is done with each prediction of the pass under way
         self._kept: dict[int, Any] = {}
+        self._record = StepRecord()
         super().__init__(**kwargs)
         # Before transformers had loss_is_scaled_for_ga (5.18), this was what kept it from dividing once more.
         self.model_accepts_loss_kwargs = True
@@ -87,6 +90,15 @@ class SftTrainer(Trainer):
         self.signals = SignalWatch()
         self.add_callback(self.timing)
         self.add_callback(StopOnSignal(self.signals, self.accelerator))
+        self.add_callback(StopOnDivergence(self._record, self.accelerator, self.args.max_nonfinite_steps))
+
+    def train(self, *args, **kwargs):
+        """As the Trainer's; --auto_find_batch_size is ours, and is done before the first step."""
+        if self.args.auto_find_batch_size:
+            # The Trainer's own begins anew with the weights that it has by then, and with another global batch.
+            self.args.auto_find_batch_size = False
+            self._fit_batch_size()
+        return super().train(*args, **kwargs)
 
     # ---- order ----
 
@@ -133,7 +145,83 @@ class SftTrainer(Trainer):
                 reader.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
 
+    # ---- batch size ----
+
+    def _fit_batch_size(self) -> None:
+        """Halve the batch and double the accumulation until a batch of the longest examples fits on every rank."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ArgumentError(
+                "--auto_find_batch_size tries a whole model, and this one is sharded: give --per_device_train_batch_size."
+            )
+        before = self.args.per_device_train_batch_size
+        chosen = resources.largest_batch_size(before, self._fits)
+        if chosen == before:
+            return
+        self.args.per_device_train_batch_size = chosen
+        self.args.gradient_accumulation_steps *= before // chosen
+        self._train_batch_size = self.args.train_batch_size
+        logger.info(
+            "--auto_find_batch_size: %d examples per device do not fit; --per_device_train_batch_size %d "
+            "--gradient_accumulation_steps %d do, with the same global batch",
+            before,
+            chosen,
+            self.args.gradient_accumulation_steps,
+        )
+
+    def _fits(self, per_device_batch_size: int) -> bool:
+        """Forward and backward over the longest examples on all ranks, in what the optimizer's states will leave of the memory."""
+        fits = True
+        try:
+            self._try_out(per_device_batch_size * max(1, self.args.n_gpu))
+        except Exception as error:
+            if not resources.is_out_of_memory(error):
+                raise
+            fits = False
+        resources.free_memory()
+        return bool(self.accelerator.gather(torch.tensor([int(fits)], device=self.args.device)).min())
+
+    def _try_out(self, batch_size: int) -> None:
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        # Two states of Adam's in float32, and the buckets of data parallel.
+        room = [torch.empty(trained, device=self.args.device) for _ in range(2 + (self.args.world_size > 1))]
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}  # BatchNorm's statistics
+        batch = self.data_collator(self._longest_examples(batch_size))
+        for method in self.methods:
+            batch = method.wrap_batch(batch, step=0, seed=self.args.seed)
+        try:
+            with torch.random.fork_rng(), self.accelerator.autocast():
+                self.model.train()
+                self.compute_loss(self.model, self._prepare_inputs(batch)).backward()
+        finally:
+            self.model.zero_grad(set_to_none=True)
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+            del room
+
+    def _longest_examples(self, number: int) -> list[dict[str, Any]]:
+        dataset = self._reading(self.train_dataset, self._read_train)
+        if isinstance(dataset, IterableDataset):
+            return list(islice(dataset, number))
+        rows = range(len(dataset))
+        if "length" in self.train_dataset.column_names:
+            lengths = self.train_dataset["length"][:]
+            rows = sorted(rows, key=lambda row: -lengths[row])
+        return [dataset[row] for row in rows[:number]]
+
     # ---- loss ----
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: dict[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """As the Trainer's; the loss is remembered until the step was found to be finite, and not logged if it is not."""
+        example_ids = inputs["example_id"]
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._record.add(example_ids, loss)
+        return torch.where(torch.isfinite(loss), loss, 0) if self.args.max_nonfinite_steps else loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        self._record.gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self._record.gradient_norm
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return self.task.on_device(super()._prepare_inputs(inputs), self.processing_class, dtype=self.model.dtype)
@@ -390,6 +478,34 @@ class SftTrainer(Trainer):
             raise ModelError(f"{checkpoint} lacks weights of the model: {', '.join(sorted(info['missing_keys'])[:5])}.")
         self.model.load_state_dict(saved.state_dict())
 
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As the Trainer's, and then its manifest: whatever ends the process before that leaves no checkpoint that counts.
+
+        Earlier ones are deleted after it, not before.
+        """
+        folder = Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            if self.args.should_save and folder.exists():
+                checkpoints.discard(folder)  # of a run that was taken up again before this step
+            self.accelerator.wait_for_everyone()
+            with checkpoints.writing(folder):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each rank writes its own random state
+                if self.args.should_save:
+                    checkpoints.write_manifest(folder, num_processes=self.args.world_size)
+        finally:
+            self.args.save_total_limit = limit
+        if not self.args.should_save:
+            return
+        if self.args.push_to_hub:
+            self._push_whole_checkpoint(str(folder))
+        best = self.state.best_model_checkpoint
+        checkpoints.rotate(folder.parent, limit=limit, keep=Path(best) if best else None)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: the Trainer calls it before the checkpoint is whole."""
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As the Trainer's, but training_args.bin holds no token (pitfall 40)."""
         token, self.args.hub_token = self.args.hub_token, None
@@ -402,7 +518,7 @@ class SftTrainer(Trainer):
         """The repository was made, and the right to write checked, before anything was downloaded."""
         self.hub_model_id = self._checked_hub_model_id
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def _push_whole_checkpoint(self, checkpoint_folder: str) -> None:
         """--hub_strategy: the allow-list at every save, or a whole checkpoint; in the background, never fatal."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return

@@ -12,7 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from sft_hf.run_folder import last_checkpoint
+from sft_hf.checkpoints import last_whole
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(world, tmp_pat
     lines += process.stdout.readlines()
     assert process.wait(timeout=60) == 143, "".join(lines)
     assert "Stopped by SIGTERM; the checkpoint" in "".join(lines)
-    step = json.loads((last_checkpoint(tmp_path / "cut") / "trainer_state.json").read_text())["global_step"]
+    step = json.loads((last_whole(tmp_path / "cut") / "trainer_state.json").read_text())["global_step"]
     assert 0 < step < 240
     resumed = tiny.run_recipe(*flags, num_train_epochs=40)
     assert resumed.exit_code == 0, resumed.output

@@ -5,9 +5,10 @@ import yaml
 
 import sft_hf
 from sft_hf.arguments import FinetuningArguments
+from sft_hf.checkpoints import write_manifest
 from sft_hf.errors import ArgumentError
 from sft_hf.flags import Parsed
-from sft_hf.run_folder import checkpoint_to_resume, last_checkpoint, recordable, write_recipe
+from sft_hf.run_folder import checkpoint_to_resume, recordable, state_of, write_recipe
 
 
 def test_no_secret_is_recorded_and_null_only_where_it_takes_a_default_back():
@@ -24,23 +25,25 @@ def test_the_recipe_is_written_in_the_order_of_the_flags_and_says_who_wrote_it(t
     assert yaml.safe_load(text) == values
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path, caplog):
-    for step, state in ((10, "{}"), (9, "{}"), (20, '{"step"')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-30").mkdir()
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert "checkpoint-30 was not written to its end" in caplog.text
+def test_the_global_batch_may_be_cut_another_way_when_a_run_goes_on(tmp_path):
+    def state(**values):
+        return state_of(tmp_path, Parsed((), {"learning_rate": 1e-3, **values}, {}), "auto")
+
+    write_recipe(str(tmp_path), Parsed((), {"learning_rate": 1e-3, "per_device_train_batch_size": 8}, {}))
+    assert state(per_device_train_batch_size=2, gradient_accumulation_steps=4) == "partial"
+    with pytest.raises(
+        ArgumentError, match=r"--gradient_accumulation_steps 2 \(there: None\), --per_device_train_batch_size 2"
+    ):
+        state(per_device_train_batch_size=2, gradient_accumulation_steps=2)
 
 
 def test_another_number_of_processes_does_not_go_on(tmp_path):
     checkpoint = tmp_path / "checkpoint-5"
     checkpoint.mkdir()
-    (checkpoint / "trainer_state.json").write_text("{}")
+    write_manifest(checkpoint, num_processes=1)
     arguments = FinetuningArguments(output_dir=str(tmp_path), report_to="none")
     assert checkpoint_to_resume(arguments) == str(checkpoint)
-    for rank in range(2):
-        (checkpoint / f"rng_state_{rank}.pth").touch()
+    write_manifest(checkpoint, num_processes=2)
     with pytest.raises(ArgumentError, match=r"written by 2 process\(es\), now there are 1"):
         checkpoint_to_resume(arguments)
     arguments.resume = "never"

@@ -199,6 +199,62 @@ def test_frozen_base_model_keeps_its_weights_and_no_dropout(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in trainer.model.base_model.state_dict().items())
 
 
+OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+
+
+def with_room_for(trainer, number: int, monkeypatch) -> list[int]:
+    """Let the allocator refuse batches of more than `number` examples; returns the sizes that were tried."""
+    tried, honest = [], trainer.task.loss_sums
+
+    def loss_sums(loss, model, batch):
+        tried.append(len(batch["example_id"]))
+        if tried[-1] > number:
+            raise RuntimeError(OUT_OF_MEMORY)
+        return honest(loss, model, batch)
+
+    monkeypatch.setitem(trainer.task.__dict__, "loss_sums", loss_sums)  # tasks are frozen
+    return tried
+
+
+def test_auto_find_batch_size_keeps_the_global_batch(tmp_path, monkeypatch, caplog):
+    """The stock Trainer halves the global batch with it, and begins anew from the weights that it has by then."""
+    caplog.set_level("INFO", logger="sft_hf")
+    flags = {"train_sampling_strategy": "group_by_length", "max_steps": 3}
+    trainer = make_trainer(tmp_path, topic_rows(24), batch_size=8, auto_find_batch_size=True, **flags)
+    tried = with_room_for(trainer, 3, monkeypatch)
+    found = gradient(trainer)
+    assert tried[:3] == [8, 4, 2]
+    assert (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps) == (2, 4)
+    assert (
+        "--per_device_train_batch_size 2 --gradient_accumulation_steps 4 do, with the same global batch" in caplog.text
+    )
+    assert torch.equal(found, gradient(make_trainer(tmp_path, topic_rows(24), batch_size=2, steps=4, **flags)))
+
+
+def test_the_batch_that_is_tried_has_the_longest_examples_and_changes_nothing(tmp_path):
+    trainer = make_trainer(tmp_path, topic_rows(24), batch_size=4)
+    lengths = trainer.train_dataset["length"][:]
+    longest = trainer._longest_examples(4)
+    assert sorted(example["length"] for example in longest) == sorted(lengths)[-4:]
+    state = torch.get_rng_state()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    assert trainer._fits(4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_a_failure_that_is_not_of_memory_is_not_taken_for_one(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, topic_rows(8), batch_size=4)
+
+    def fails(*_args):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setitem(trainer.task.__dict__, "loss_sums", fails)
+    with pytest.raises(RuntimeError, match="mat1"):
+        trainer._fits(4)
+
+
 def test_training_args_bin_holds_no_token(tmp_path):
     """Pitfall 40: the Trainer saves, and pushes, its arguments with hub_token in clear."""
     trainer = make_trainer(tmp_path, topic_rows(8), batch_size=4, hub_token="hf_very_secret")

@@ -1,0 +1,124 @@
+"""Checkpoints that are whole or are not used: a manifest, written last, lists the files of each and their sizes.
+
+    with writing(folder):                       # a full disk becomes an error that says so
+        trainer.save(folder)
+    write_manifest(folder, num_processes=2)     # from here on the checkpoint counts
+    last_whole(Path("runs/a"))                  # -> runs/a/checkpoint-40, whatever happened while checkpoint-60 was written
+
+A process can be killed between any two writes, and a checkpoint can be half deleted as well as half written. So neither a folder nor
+one file in it says that a checkpoint is whole: the manifest does, with the sizes that the files had once they were on the disk.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sft_hf import storage
+from sft_hf.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+PREFIX = "checkpoint-"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, whole or not, latest step first."""
+    found = [path for path in run.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
+
+
+def write_manifest(folder: Path, *, num_processes: int) -> None:
+    """Declare a checkpoint whole. Its files are on the disk before the manifest is."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    for path in files:
+        storage.flush(path)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    manifest = {"num_processes": num_processes, "files": sizes}
+    storage.write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """`{"num_processes": 2, "files": {"model.safetensors": 1234, ...}}`, or None where there is none."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def what_is_missing(folder: Path) -> str | None:
+    """None for a whole checkpoint, else what it lacks."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"it has no {MANIFEST}, so it was not written to its end"
+    for name, size in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def last_whole(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run; the others are named in the log and passed over."""
+    for checkpoint in checkpoints(run):
+        missing = what_is_missing(checkpoint)
+        if missing is None:
+            return checkpoint
+        logger.warning("%s is passed over: %s", checkpoint, missing)
+    return None
+
+
+def discard_broken(run: Path) -> None:
+    """Delete what is left of checkpoints that are not whole.
+
+    They cannot be used, they take the place of those that can on a full disk, and counted by --save_total_limit they would push out
+    whole ones.
+    """
+    for checkpoint in checkpoints(run):
+        if what_is_missing(checkpoint) is not None:
+            discard(checkpoint)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint; killed on the way, it leaves one that is not whole."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def rotate(run: Path, *, limit: int | None, keep: Path | None) -> None:
+    """Delete whole checkpoints beyond `limit`, oldest first; never the newest one written, nor `keep`, the best.
+
+    `limit` counts the best one too, but both stay where they differ and it is 1. None or 0 deletes nothing.
+    """
+    if not limit or limit < 0:
+        return
+    # By time: a run that was taken up from an earlier checkpoint may have left later steps behind.
+    there = sorted(
+        checkpoints(run), key=lambda path: (path / MANIFEST).stat().st_mtime_ns if (path / MANIFEST).exists() else 0
+    )
+    protected = {path.name for path in (*there[-1:], keep) if path is not None}
+    surplus = len(there) - max(limit, len(protected))
+    for checkpoint in [path for path in there if path.name not in protected][: max(0, surplus)]:
+        discard(checkpoint)
+
+
+@contextmanager
+def writing(checkpoint: Path) -> Iterator[None]:
+    """StorageError where a checkpoint does not fit on the disk; what it already took there is given back."""
+    try:
+        yield
+    except Exception as error:
+        if not storage.is_failed_write(error):
+            raise
+        shutil.rmtree(checkpoint, ignore_errors=True)  # what cannot be deleted is not whole either
+        whole = last_whole(checkpoint.parent)
+        left = f"{whole}, the last one, is whole" if whole else "there is no earlier one"
+        raise StorageError(
+            f"{storage.no_room(checkpoint, error)}; {left}. Make room and run the same command again: it goes on from there. "
+            "--save_total_limit keeps fewer checkpoints, --save_only_model leaves out the optimizer (no run can go on from those)."
+        ) from error

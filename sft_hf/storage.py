@@ -1,0 +1,45 @@
+"""Files that are there whole or not at all, and what is said when a disk is full.
+
+write_whole(folder / "results.json", text)     # killed on the way, it leaves the file as it was
+"""
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What torch and safetensors say instead of an OSError.
+FAILED_WRITE = re.compile(r"PytorchStreamWriter failed|file write failed|unexpected pos|\(os error (27|28|122)\)")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) in one step: others see what was there before, or all of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    flush(unfinished)
+    os.replace(unfinished, path)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file is on the disk, and not only on its way there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_failed_write(error: BaseException) -> bool:
+    """Whether a disk, a quota or a limit on the size of files is the cause."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return FAILED_WRITE.search(str(error)) is not None
+
+
+def no_room(path: str | Path, error: BaseException) -> str:
+    """`runs/a/checkpoint-20 could not be written: No space left on device; 0.00012 GB are free there`."""
+    reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+    existing = next(folder for folder in (Path(path), *Path(path).absolute().parents) if folder.is_dir())
+    return f"{path} could not be written: {reason}; {shutil.disk_usage(existing).free / 1e9:.3g} GB are free there"
