@@ -454,6 +454,14 @@ class SftTrainer(Trainer):
         else:
             self._load_weights(resume_from_checkpoint)
 
+    def _init_training_state(self, *args, **kwargs):
+        """As the Trainer's; the best checkpoint is found again if the folder of the run was moved, or is named from elsewhere."""
+        state = super()._init_training_state(*args, **kwargs)
+        best = Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.best_global_step}"
+        if self.state.best_model_checkpoint is None and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        return state
+
     def _load_best_model(self) -> None:
         if self._is_sharded_or_wrapped:
             super()._load_best_model()

@@ -244,6 +244,23 @@ def test_the_batch_that_is_tried_has_the_longest_examples_and_changes_nothing(tm
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
+def test_the_best_checkpoint_of_a_run_that_was_moved_is_found_again(tmp_path):
+    """The state of a checkpoint holds the path of the best one as it was."""
+    flags = {"batch_size": 4, "eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
+    flags |= {
+        "eval_steps": 1,
+        "save_steps": 1,
+        "learning_rate": 0.0,
+        "max_steps": 3,
+        "metric_for_best_model": "accuracy",
+    }
+    make_trainer(tmp_path / "here", topic_rows(8), **flags).train()
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = make_trainer(tmp_path / "there", topic_rows(8), **flags)
+    moved.train(resume_from_checkpoint=str(tmp_path / "there" / "checkpoint-2"))
+    assert moved.state.best_model_checkpoint == str(tmp_path / "there" / "checkpoint-1")
+
+
 def test_a_failure_that_is_not_of_memory_is_not_taken_for_one(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, topic_rows(8), batch_size=4)
 
