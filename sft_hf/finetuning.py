@@ -25,7 +25,7 @@ from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError
 from sft_hf.flags import Parsed, parse_arguments
 from sft_hf.method import Method
-from sft_hf.preparation import Prepared, prepare
+from sft_hf.preparation import Prepared, first_rank_first, prepare
 from sft_hf.pretrained import freeze_base_model, resolve_model
 from sft_hf.task import AnyDataset, Task
 from sft_hf.trainer import SftTrainer
@@ -111,7 +111,7 @@ def _build(task, data_args, model_args, training_args, *, methods, datasets) -> 
         if line:
             logger.info(line)
     resolve_model(model_args)  # a misspelt model is an error before the dataset is downloaded
-    with training_args.main_process_first(desc="data"):
+    with first_rank_first(training_args):
         prepared = prepare(task, data_args, model_args, training_args, datasets=datasets)
     if model_args.freeze_base_model:
         freeze_base_model(prepared.model)

@@ -1,11 +1,14 @@
 """The stages before the Trainer: source -> columns, labels -> hold-out, samples -> processor -> model -> examples."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from torch import distributed
 from transformers import PreTrainedModel, set_seed
 
 from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
@@ -33,6 +36,21 @@ class Prepared:
     model: PreTrainedModel
     model_source: ModelSource
     base_source: ModelSource  # whose weights it starts from: the model's, or a backbone's
+
+
+@contextmanager
+def first_rank_first(training_args: FinetuningArguments) -> Iterator[None]:
+    """The first rank of each machine does what is inside, then the others do, with what it left in the caches.
+
+    They wait for as long as --ddp_timeout says. transformers tells it to the backends of GPUs alone: gloo would give up after its own
+    half hour (pitfall 25).
+    """
+    if training_args.world_size > 1 and distributed.is_initialized():
+        # Public since torch 2.14.
+        set_timeout = getattr(distributed, "set_timeout", None) or distributed.distributed_c10d._set_pg_timeout
+        set_timeout(timedelta(seconds=training_args.ddp_timeout))
+    with training_args.main_process_first(desc="data"):
+        yield
 
 
 def prepare(
