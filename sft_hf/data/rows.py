@@ -7,10 +7,15 @@ refuse_or_skip(dataset, [scan["reason"] for scan in scans], "skip", what="train:
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import datasets
 from datasets import Dataset, IterableDataset
+from datasets.fingerprint import Hasher
 
 from sft_hf.data.columns import EXAMPLE_ID
 from sft_hf.errors import DataError
@@ -24,15 +29,36 @@ FOUND = "found"  # the column of what was found out about a row
 
 def map_rows(dataset: Dataset, function: Callable[[dict], dict], description: str) -> list[dict]:
     """What `function` says of each row of encoded files, as JSON holds it; in several processes where there are many."""
+    as_json = _AsJson(function)
+    # What a path names can have been mended since. Other ranks take what the first one of their machine has just found.
+    is_embedded = all((value or {}).get("bytes") for row in dataset.take(1) for value in row.values())
     found = dataset.map(
-        _AsJson(function),
+        as_json,
         remove_columns=dataset.column_names,
         num_proc=cores_of_this_process() if len(dataset) >= ROWS_FOR_PROCESSES else None,
-        # What a path names can have been mended since.
-        load_from_cache_file=all((value or {}).get("bytes") for row in dataset.take(1) for value in row.values()),
+        load_from_cache_file=is_embedded or not is_first_on_its_machine(),
         desc=description,
+        **shared_by_ranks(dataset, as_json),
     )
     return [json.loads(text) for text in found[FOUND]]
+
+
+def is_first_on_its_machine() -> bool:
+    """Local rank 0, which prepares the data while the others wait; true where there is no launcher."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def shared_by_ranks(dataset: Dataset, function: Callable) -> dict[str, Any]:
+    """Options with which `dataset.map(function)` is run by the first rank of a machine, and read by the others.
+
+    datasets does that by itself, but not for rows in memory, as those of folders are: what it makes of them it keeps in a folder of
+    the process.
+    """
+    if dataset.cache_files or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
+        return {}
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "sft_hf"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"cache_file_name": str(folder / f"{Hasher.hash((dataset._fingerprint, function))}.arrow")}
 
 
 def refuse_or_skip(dataset: Dataset, reasons: list[str | None], on_bad_example: str, *, what: str) -> Dataset:

@@ -19,6 +19,7 @@ from sft_hf.arguments import ModelArguments
 from sft_hf.classification import ENCODED_LABEL, Classification, labels_tensor
 from sft_hf.data.columns import find_text_columns, require_column
 from sft_hf.data.labels import Labels, encode_column
+from sft_hf.data.rows import shared_by_ranks
 from sft_hf.data.sources import EXAMPLE_ID
 from sft_hf.errors import ArgumentError, DataError
 from sft_hf.pretrained import load_config, load_model, load_tokenizer, resolve_model
@@ -159,7 +160,7 @@ class TextClassification(Classification):
             return dataset.map(tokenize, **options)
         if num_workers and len(dataset):
             options["num_proc"] = min(num_workers, len(dataset))
-        dataset = dataset.map(tokenize, desc=f"tokenizing {split}", **options)
+        dataset = dataset.map(tokenize, desc=f"tokenizing {split}", **options, **shared_by_ranks(dataset, tokenize))
         truncated = sum(dataset["truncated"])
         if truncated:
             logger.info(
