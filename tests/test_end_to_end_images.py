@@ -1,6 +1,5 @@
 """Whole runs on pictures: from the Hub to the Hub and back, where `transformers.pipeline` sees what the evaluation saw."""
 
-import io
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -10,16 +9,9 @@ import numpy as np
 import pytest
 import tiny
 import yaml
-from datasets import ClassLabel, Features
-from datasets import Image as ImageFeature
 from huggingface_hub import ModelCard, snapshot_download
 from PIL import Image
 from transformers import pipeline
-
-from sft_hf import build_trainer
-from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
-from sft_hf.tasks.image_classification import ImageClassification
-from sft_hf.tasks.semantic_segmentation import SemanticSegmentation
 
 TOKEN = "hf_dora_may_write_c41d07"
 NAMES = ["ground", *tiny.COLOURS]
@@ -32,36 +24,11 @@ ALLOWED = {
     "recipe.yaml",
     "results.json",
 }
-NUM_TRAIN, NUM_TEST = 48, 13  # an odd number: the last batch of an evaluation is short, on one process and on two
+NUM_TRAIN, NUM_TEST = 48, 13  # an odd number: the last batch of an evaluation is short
 QUICK = {"dataloader_num_workers": 0, "per_device_eval_batch_size": 4, "augmentation": "none", "num_train_epochs": 8}
 
 
 # ---- data and models on the Hub ----
-
-
-def stored(image: Image.Image, name: str) -> dict:
-    """A picture as the parquet files of the Hub hold it."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": name}
-
-
-def colours(number: int, *, seed: int) -> bytes:
-    """Pictures and a ClassLabel."""
-    rows = tiny.pictures(number, seed=seed)
-    features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(tiny.COLOURS))})
-    images = [stored(image, f"{index}.png") for index, (_, image, _) in enumerate(rows)]
-    return tiny.parquet({"image": images, "label": [colour for colour, _, _ in rows]}, features)
-
-
-def scenes(number: int, *, seed: int) -> bytes:
-    """Pictures and masks."""
-    rows = tiny.pictures(number, seed=seed)
-    columns = {
-        "image": [stored(image, f"{index}.png") for index, (_, image, _) in enumerate(rows)],
-        "mask": [stored(mask, f"{index}.png") for index, (_, _, mask) in enumerate(rows)],
-    }
-    return tiny.parquet(columns, Features(dict.fromkeys(columns, ImageFeature())))
 
 
 def splits(make) -> dict[str, bytes]:
@@ -75,9 +42,9 @@ def splits(make) -> dict[str, bytes]:
 def repositories(hub, tmp_path_factory):
     """Two datasets and three models of dora, whose token is in HF_TOKEN."""
     hub.add_user("dora", TOKEN)
-    hub.add_repo("dataset", "dora/colours", splits(colours))
+    hub.add_repo("dataset", "dora/colours", splits(tiny.coloured_parquet))
     id2label = json.dumps(dict(enumerate(NAMES)))
-    hub.add_repo("dataset", "dora/scenes", {**splits(scenes), "id2label.json": id2label})
+    hub.add_repo("dataset", "dora/scenes", {**splits(tiny.masked_parquet), "id2label.json": id2label})
     for name, save in {"vit": tiny.save_vit, "resnet": tiny.save_timm, "segformer": tiny.save_segformer}.items():
         hub.add_repo("model", f"dora/{name}", tiny.files(save(tmp_path_factory.mktemp(name))))
     with pytest.MonkeyPatch.context() as patch:
@@ -348,47 +315,3 @@ def test_a_stream_of_the_hub_is_trained_on(name, tmp_path, monkeypatch):
     assert results["label_names"] == (list(tiny.COLOURS) if name == "vit" else NAMES)
     assert results["metrics"] == {"validation": pytest.approx(run.metrics)}
     assert "reloaded with transformers.pipeline" in run.output
-
-
-# ---- two processes ----
-
-SMALL = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 2}
-TWO_PROCESSES = {"vit": {**SMALL, "num_train_epochs": 2}, "segformer": {**SMALL, "num_train_epochs": 8}}
-
-
-@pytest.fixture(scope="module")
-def two_processes(repositories, tmp_path_factory) -> tuple[Path, list[dict]]:
-    """The folder of two runs, each trained, evaluated and saved by two processes on the CPU, and what each rank returned."""
-    folder = tmp_path_factory.mktemp("two_processes")
-    return folder, [rank["metrics"] for rank in tiny.run_on_two_processes(Path(__file__).stem, folder)]
-
-
-@pytest.mark.parametrize("name", TWO_PROCESSES)
-def test_two_processes_score_every_picture_once(name, two_processes):
-    """13 pictures in batches of 2 x 2: one process evaluates the saved model to the same numbers, the loss too."""
-    folder, ranks = two_processes[0] / name, two_processes[1]
-    results = json.loads((folder / "results.json").read_text())
-    assert results["training"]["world_size"] == 2
-    assert [line["example_id"] for line in tiny.predictions(folder)] == list(range(NUM_TEST))
-    for metrics in ranks:
-        assert metrics[name] == pytest.approx(results["metrics"]["test"])
-    one = evaluated_by_one_process(name, folder)
-    assert {metric: one[f"test_{metric}"] for metric in ranks[0][name]} == pytest.approx(ranks[0][name], abs=1e-5)
-
-
-def evaluated_by_one_process(name: str, folder: Path) -> dict[str, float]:
-    trainer = build_trainer(
-        ImageClassification() if name in CLASSIFIERS else SemanticSegmentation(),
-        DataArguments(dataset_name=CASES[name].dataset, validation_split_name="test"),
-        ModelArguments(model_name_or_path=str(folder)),
-        FinetuningArguments(
-            output_dir=str(folder / "again"), per_device_eval_batch_size=4, report_to="none", disable_tqdm=True
-        ),
-    )
-    return trainer.evaluate(metric_key_prefix="test")
-
-
-def test_two_processes_learn_what_one_learns(two_processes, tmp_path):
-    """The same global batches of the same pictures."""
-    one = run_case("vit", tmp_path / "one", **TWO_PROCESSES["vit"] | {"per_device_train_batch_size": 8})
-    assert one.metrics == pytest.approx(two_processes[1][0]["vit"], abs=1e-3)

@@ -1,9 +1,7 @@
 """Whole runs on sound: from the Hub to the Hub and back, where `transformers.pipeline` hears what the evaluation heard."""
 
-import io
 import json
 import os
-import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,26 +9,18 @@ from functools import cache
 from pathlib import Path
 
 import jiwer
-import numpy as np
 import pytest
-import soundfile
 import tiny
 import tiny_speech
 import yaml
-from datasets import Audio, ClassLabel, Features, Value
+from datasets import ClassLabel, Value
 from huggingface_hub import ModelCard
-
-from sft_hf import build_trainer
-from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
-from sft_hf.tasks.audio_classification import AudioClassification
-from sft_hf.tasks.speech_ctc import SpeechCtc
-from sft_hf.tasks.speech_seq2seq import SpeechSeq2Seq
 
 TOKEN = "hf_nora_may_write_9e27b4"
 EVERY_RUN = {".gitattributes", "README.md", "config.json", "model.safetensors", "recipe.yaml", "results.json"}
 OF_CTC = {"processor_config.json", "tokenizer_config.json", "vocab.json"}
 OF_DECODERS = {"generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-NUM_TRAIN, NUM_TEST = 96, 13  # an odd number: the last batch of an evaluation is short, on one process and on two
+NUM_TRAIN, NUM_TEST = 96, 13  # an odd number: the last batch of an evaluation is short
 QUICK = {"dataloader_num_workers": 0, "per_device_eval_batch_size": 4, "per_device_train_batch_size": 4}
 # Evaluation at each epoch, and the best of the models, are in test_contract.
 QUICK |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": "false"}
@@ -39,34 +29,16 @@ QUICK |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end"
 # ---- data and models on the Hub ----
 
 
-def tones(number: int, *, seed: int) -> list[tuple[str, np.ndarray]]:
-    """Pitch and clip."""
-    return tiny_speech.tones(number, seed=seed)
-
-
-def spelt(number: int, *, seed: int) -> list[tuple[str, np.ndarray]]:
-    """Text of "ABC " and clip."""
-    generator = random.Random(seed)
-    texts = [tiny_speech.spelt_text(generator) for _ in range(number)]
-    return [(text, tiny_speech.spelt(text, generator)) for text in texts]
-
-
 KINDS: dict[str, tuple[Callable[..., list], dict]] = {
-    "nora/tones": (tones, {"audio": Audio(), "label": ClassLabel(names=list(tiny_speech.PITCHES))}),
-    "nora/spelt": (spelt, {"audio": Audio(sampling_rate=16_000), "text": Value("string")}),
+    "nora/tones": (tiny_speech.tones, {"label": ClassLabel(names=list(tiny_speech.PITCHES))}),
+    "nora/spelt": (tiny_speech.spelt_rows, {"text": Value("string")}),
 }
 
 
 def parquet(dataset: str, number: int, *, seed: int) -> bytes:
     """Clips as encoded files, and what each is."""
-    make, features = KINDS[dataset]
-    clips, labels = [], []
-    for index, (label, samples) in enumerate(make(number, seed=seed)):
-        buffer = io.BytesIO()
-        soundfile.write(buffer, samples, tiny_speech.SAMPLING_RATE, format="FLAC")
-        clips.append({"bytes": buffer.getvalue(), "path": f"{index}.flac"})
-        labels.append(label)
-    return tiny.parquet(dict(zip(features, (clips, labels), strict=True)), Features(features))
+    make, label = KINDS[dataset]
+    return tiny_speech.parquet(make(number, seed=seed), **label)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -178,7 +150,7 @@ def test_the_written_texts_have_the_scores_of_the_results(name, pushed):
     """Counted from the file alone."""
     lines, metrics = pushed(name).predictions, pushed(name).results["metrics"]["test"]
     texts, recognised = ([line[key] for line in lines] for key in ("label", "prediction"))
-    assert texts == [text for text, _ in spelt(NUM_TEST, seed=1)]
+    assert texts == [text for text, _ in tiny_speech.spelt_rows(NUM_TEST, seed=1)]
     assert metrics["cer_raw"] == pytest.approx(jiwer.cer(texts, recognised))
     words = jiwer.process_words(texts, recognised)
     assert metrics["wer_raw"] == pytest.approx(words.wer)
@@ -376,62 +348,3 @@ def test_a_stream_of_the_hub_is_trained_on(name, tmp_path, monkeypatch):
     assert results["label_names"] == (list(tiny_speech.PITCHES) if name in CLASSIFIERS else [])
     assert results["metrics"] == {"validation": pytest.approx(run.metrics)}
     assert "reloaded with transformers.pipeline" in run.output
-
-
-# ---- two processes ----
-
-HALVES = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}  # of the batches of one process
-TWO_PROCESSES = dict.fromkeys(("whisper-tones", "wav2vec2-ctc", "whisper-writes"), HALVES)
-TASKS = {"audio_cls": AudioClassification, "speech_ctc": SpeechCtc, "speech_seq2seq": SpeechSeq2Seq}
-
-
-@pytest.fixture(scope="module")
-def two_processes(repositories, tmp_path_factory) -> tuple[Path, list[dict]]:
-    """The folder of three runs, each trained, evaluated and saved by two processes on the CPU, and what each rank returned.
-
-    A torchcodec that cannot do anything is installed there.
-    """
-    folder, packages = tmp_path_factory.mktemp("two_processes"), tmp_path_factory.mktemp("packages")
-    for name in ("torchcodec", "torchcodec-0.17.0.dist-info"):
-        (packages / name).mkdir()
-    (packages / "torchcodec" / "__init__.py").touch()
-    (packages / "torchcodec-0.17.0.dist-info" / "METADATA").write_text("Name: torchcodec\nVersion: 0.17.0\n")
-    path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
-    return folder, tiny.run_on_two_processes(Path(__file__).stem, folder, env={"PYTHONPATH": path})
-
-
-def test_pitfall_20_nothing_imports_torchcodec_where_it_is_installed(two_processes):
-    for rank in two_processes[1]:
-        assert "soundfile" in rank["modules"]
-        assert [name for name in rank["modules"] if name.startswith("torchcodec")] == []
-
-
-@pytest.mark.parametrize("name", TWO_PROCESSES)
-def test_two_processes_score_every_clip_once(name, two_processes):
-    """13 clips in batches of 2 x 2: one process evaluates the saved model to the same numbers, the loss too (pitfall 2)."""
-    folder, ranks = two_processes[0] / name, two_processes[1]
-    results = json.loads((folder / "results.json").read_text())
-    assert results["training"]["world_size"] == 2
-    assert [line["example_id"] for line in tiny.predictions(folder)] == list(range(NUM_TEST))
-    for rank in ranks:
-        assert rank["metrics"][name] == pytest.approx(results["metrics"]["test"])
-    one, two = evaluated_by_one_process(name, folder), results["metrics"]["test"]
-    assert {metric: one[f"test_{metric}"] for metric in two} == pytest.approx(two, abs=1e-5)
-
-
-def evaluated_by_one_process(name: str, folder: Path) -> dict[str, float]:
-    trainer = build_trainer(
-        TASKS[CASES[name].recipe](),
-        DataArguments(dataset_name=CASES[name].dataset, validation_split_name="test"),
-        ModelArguments(model_name_or_path=str(folder)),
-        FinetuningArguments(
-            output_dir=str(folder / "again"), per_device_eval_batch_size=4, report_to="none", disable_tqdm=True
-        ),
-    )
-    return trainer.evaluate(metric_key_prefix="test")
-
-
-@pytest.mark.parametrize("name", TWO_PROCESSES)
-def test_two_processes_learn_what_one_learns(name, two_processes, pushed):
-    """Pitfalls 1 and 2: the same global batches of the same clips, of which few have as many labels as another."""
-    assert two_processes[1][0]["metrics"][name] == pytest.approx(pushed(name).run.metrics, abs=1e-3)

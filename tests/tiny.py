@@ -182,6 +182,35 @@ def write_mask_folders(folder: Path, *, train: int = 48, test: int = 12) -> Path
     return folder
 
 
+def stored(image: Any, name: str) -> dict[str, Any]:
+    """A picture as the parquet files of the Hub hold it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": name}
+
+
+def coloured_parquet(number: int, *, seed: int) -> bytes:
+    """Pictures as `image`, and their colours as a ClassLabel."""
+    from datasets import ClassLabel, Features, Image
+
+    rows = pictures(number, seed=seed)
+    images = [stored(image, f"{index}.png") for index, (_, image, _) in enumerate(rows)]
+    features = Features({"image": Image(), "label": ClassLabel(names=list(COLOURS))})
+    return parquet({"image": images, "label": [colour for colour, _, _ in rows]}, features)
+
+
+def masked_parquet(number: int, *, seed: int) -> bytes:
+    """Pictures as `image`, and their masks as `mask`."""
+    from datasets import Features, Image
+
+    rows = pictures(number, seed=seed)
+    columns = {
+        "image": [stored(image, f"{index}.png") for index, (_, image, _) in enumerate(rows)],
+        "mask": [stored(mask, f"{index}.png") for index, (_, _, mask) in enumerate(rows)],
+    }
+    return parquet(columns, Features(dict.fromkeys(columns, Image())))
+
+
 # ---- models ----
 
 
@@ -387,18 +416,17 @@ _RANK = """
 import importlib, json, os, sys
 from pathlib import Path
 
+os.environ["HF_HUB_USER_AGENT_ORIGIN"] = f"rank-{os.environ['RANK']}"
 sys.path.insert(0, sys.argv[1])
 tests, folder = importlib.import_module(sys.argv[2]), Path(sys.argv[3])
-metrics = {name: tests.run_case(name, folder / name, **flags).metrics for name, flags in tests.TWO_PROCESSES.items()}
-loaded = sorted(sys.modules)
-(folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps({"metrics": metrics, "modules": loaded}))
+(folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(tests.on_each_rank(folder)))
 """
 
 
-def run_on_two_processes(module: str, folder: Path, *, env: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Run `run_case` of a module of tests for each case in its `TWO_PROCESSES`, {name: flags}, on two processes on the CPU.
+def run_on_two_processes(module: str, folder: Path, *, env: Mapping[str, str] | None = None) -> list[Any]:
+    """Call `on_each_rank(folder)` of a module of tests on two processes on the CPU; what each rank returned, as JSON.
 
-    The runs are in `folder / name`; of each rank come back the `metrics` of each case, and the names of the loaded `modules`.
+    The Hub hears of each request by which rank it is: `rank-0` or `rank-1` is in its User-Agent.
     """
     (folder / "rank.py").write_text(_RANK)
     command = [*torchrun(2), str(folder / "rank.py"), str(Path(__file__).parent), module, str(folder)]

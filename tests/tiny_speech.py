@@ -74,6 +74,39 @@ def write_wav(path: Path, samples: np.ndarray, *, sampling_rate: int = SAMPLING_
     return path
 
 
+def parquet(rows: list[tuple[Any, np.ndarray]], **label: Any) -> bytes:
+    """Clips as `audio`, encoded as the parquet files of the Hub hold them, and what each is, in the column of that feature."""
+    import io
+
+    import soundfile
+    import tiny
+    from datasets import Audio, Features
+
+    clips = []
+    for index, (_, samples) in enumerate(rows):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples, SAMPLING_RATE, format="FLAC")
+        clips.append({"bytes": buffer.getvalue(), "path": f"{index}.flac"})
+    (name,) = label
+    return tiny.parquet({"audio": clips, name: [what for what, _ in rows]}, Features({"audio": Audio(), **label}))
+
+
+def write_torchcodec(folder: Path) -> Path:
+    """A torchcodec that is installed as far as anybody can see, and cannot do anything; returns the folder for PYTHONPATH."""
+    for name in ("torchcodec", "torchcodec-0.17.0.dist-info"):
+        (folder / name).mkdir(parents=True)
+    (folder / "torchcodec" / "__init__.py").touch()
+    (folder / "torchcodec-0.17.0.dist-info" / "METADATA").write_text("Name: torchcodec\nVersion: 0.17.0\n")
+    return folder
+
+
+def spelt_rows(number: int, *, seed: int = 0) -> list[tuple[str, np.ndarray]]:
+    """Text of "ABC " and clip."""
+    generator = random.Random(seed)
+    texts = [spelt_text(generator) for _ in range(number)]
+    return [(text, spelt(text, generator)) for text in texts]
+
+
 def write_tone_folders(folder: Path, *, train: int = 48, test: int = 12) -> Path:
     """train/low/0.wav ...: a folder of classes."""
     for seed, (split, number) in enumerate({"train": train, "test": test}.items()):
