@@ -84,7 +84,7 @@ class Clips(Task):
         """Encoded clips, all of which decode; the others end the run or are left out, as --on_bad_example says."""
         (column,) = columns.inputs
         require_column(dataset.column_names, column, split=split, flag="--audio_column_name")
-        dataset = as_encoded_audio(dataset, column)
+        dataset = as_encoded_audio(dataset, column, place=columns.place)
         if isinstance(dataset, IterableDataset):
             return dataset.filter(_Decodes(column)) if self.on_bad_example == "skip" else dataset
         _refuse_taken_names(dataset, split)

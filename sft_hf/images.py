@@ -61,7 +61,7 @@ class Images(Task):
         """Encoded pictures, all of which decode; the others end the run or are left out, as --on_bad_example says."""
         (column,) = columns.inputs
         require_column(dataset.column_names, column, split=split, flag="--image_column_name")
-        dataset = as_encoded_images(dataset, column)
+        dataset = as_encoded_images(dataset, column, place=columns.place)
         if isinstance(dataset, IterableDataset):
             return dataset.filter(_Decodes(column)) if self.on_bad_example == "skip" else dataset
         scans = map_rows(dataset.select_columns([column]), _Scan(column), f"checking the pictures of {split}")

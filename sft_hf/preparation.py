@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -68,7 +68,7 @@ def prepare(
         else load_splits(data_args, token=model_args.token, cache_dir=model_args.cache_dir)
     )
     _check_streaming(source, data_args, training_args)
-    columns = task.columns(source.splits["train"].features)
+    columns = replace(task.columns(source.splits["train"].features), place=source.place)
     labels = task.labels(source, columns)
     rows = {
         split: task.select_examples(dataset, columns, labels, split=split) for split, dataset in source.splits.items()

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sft_hf.arguments import FinetuningArguments, ModelArguments
+from sft_hf.data.containment import Place
 from sft_hf.data.labels import Labels
 from sft_hf.data.sources import Source
 from sft_hf.losses import Loss
@@ -40,6 +41,7 @@ class Columns:
 
     inputs: tuple[str, ...]
     label: str | None
+    place: Place | None = None  # where the files lie that they name; None: anywhere
 
     def label_feature(self, dataset: AnyDataset) -> Any:
         """What a split's own labels mean; None where the split has none or, a stream, does not say."""

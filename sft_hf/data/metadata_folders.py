@@ -15,6 +15,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from sft_hf.data.columns import describe_feature, is_text
+from sft_hf.data.containment import place_of_folder
 from sft_hf.data.paths import NUM_NAMED, SPLIT_FOLDERS, SPLITS, as_encoded_audio, named
 from sft_hf.errors import DataError
 
@@ -37,14 +38,17 @@ def read_metadata(
     `sounds` and `metadata` are relative to `folder`; `read_tables` reads files as one table, in which file names are absolute
     paths. A metadata file below a folder of a split is of that split; of one that is not, the file names say it
     (`train/1.flac`), and where they do not either, all is for training. Raises DataError for a table without `file_name`,
-    a row without a file, a file with two rows, and two folders or metadata files of one split; warns of files without a row.
+    a row without a file or with one outside of the folder, a file with two rows, and two folders or metadata files of one
+    split; warns of files without a row.
     """
     splits: dict[str, Dataset] = {}
     for split, tables in _tables_by_split(metadata, flag).items():
         table = read_tables([str(folder / path) for path in tables])
         where = f"{flag}, {named(tables)}"
         _check_columns(table, where)
-        _check_files(table[FILE_NAME][:], folder, where)
+        paths = table[FILE_NAME][:]
+        place_of_folder(folder, name=flag).check(((row, path) for row, path in enumerate(paths) if path), where)
+        _check_files(paths, folder, where)
         parts = {split: table} if split else _split_by_folder(table, folder, where)
         both = splits.keys() & parts.keys()
         if both:

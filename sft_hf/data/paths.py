@@ -23,6 +23,7 @@ from sft_hf.data.columns import (
     MASK_NAMES,
     is_text,
 )
+from sft_hf.data.containment import Place, files_of
 from sft_hf.data.encoded_audio import EncodedAudio
 from sft_hf.errors import DataError
 
@@ -70,31 +71,38 @@ def with_absolute_paths(dataset: AnyDataset, columns: Sequence[str], folder: Pat
     return dataset.map(_CompletePaths(tuple(columns), folder.absolute()), **options)
 
 
-def as_encoded_images(dataset: AnyDataset, column: str) -> AnyDataset:
+def as_encoded_images(dataset: AnyDataset, column: str, *, place: Place | None = None) -> AnyDataset:
     """The dataset with `column` as `{"bytes": bytes or None, "path": str or None}`; no picture is decoded.
 
-    The column may be an Image, a path, bytes, or a struct of both. Raises DataError for paths of which a file is not
-    there, and for URLs; of a stream the first row is looked at.
+    The column may be an Image, a path, bytes, or a struct of both; its files lie in `place`, or anywhere. Raises DataError for
+    paths out of it, for paths of which a file is not there, and for URLs; of a stream the first row is looked at, and where its
+    files lie is checked row by row as they come.
     """
-    return _as_encoded(dataset, column, Image(decode=False), flags=f"{IMAGE_FLAG}, for masks {LABEL_FLAG},")
+    return _as_encoded(dataset, column, Image(decode=False), place, flags=f"{IMAGE_FLAG}, for masks {LABEL_FLAG},")
 
 
-def as_encoded_audio(dataset: AnyDataset, column: str) -> AnyDataset:
+def as_encoded_audio(dataset: AnyDataset, column: str, *, place: Place | None = None) -> AnyDataset:
     """As `as_encoded_images`, of clips; datasets decodes none, so that torchcodec is not needed (pitfall 20)."""
-    return _as_encoded(dataset, column, EncodedAudio(decode=False), flags=AUDIO_FLAG)
+    return _as_encoded(dataset, column, EncodedAudio(decode=False), place, flags=AUDIO_FLAG)
 
 
-def _as_encoded(dataset: AnyDataset, column: str, feature: Image | EncodedAudio, *, flags: str) -> AnyDataset:
+def _as_encoded(
+    dataset: AnyDataset, column: str, feature: Image | EncodedAudio, place: Place | None, *, flags: str
+) -> AnyDataset:
     if dataset.features is None:
         dataset = dataset._resolve_features()
     if is_text(dataset.features[column]):
-        _check_files(dataset, column, flags)
+        _check_files(dataset, column, place, flags)
         # Audio takes no long strings, which a csv reader gives.
         if isinstance(dataset, Dataset) and dataset.features[column] != Value("string"):
             dataset = dataset.cast_column(column, Value("string"))
     dataset = dataset.cast_column(column, feature)
     # Of a stream that was mapped before, a cast changes what is said of the rows, and not the rows.
-    return dataset if isinstance(dataset, Dataset) else dataset.map(_AsFile(column), features=dataset.features)
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_AsFile(column, place), features=dataset.features)
+    if place is not None:
+        place.check(files_of(dataset, column), f"Column '{column}'")
+    return dataset
 
 
 def _first(dataset: AnyDataset, column: str) -> str:
@@ -108,9 +116,10 @@ def _is_path(value: str) -> bool:
 
 @dataclass(frozen=True)
 class _AsFile:
-    """A picklable function of a row."""
+    """A picklable function of a row. Raises DataError for a file that lies outside of `place`."""
 
     column: str
+    place: Place | None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         value = row[self.column]
@@ -118,6 +127,8 @@ class _AsFile:
             value = {"bytes": None, "path": value}
         elif isinstance(value, bytes):
             value = {"bytes": value, "path": None}
+        if self.place is not None and value and value["bytes"] is None and value["path"]:
+            self.place.check([(row.get(EXAMPLE_ID, 0), value["path"])], f"Column '{self.column}'")
         return {self.column: value}
 
 
@@ -137,7 +148,7 @@ class _CompletePaths:
         return os.path.normpath(self.folder / Path(value.strip()).expanduser())
 
 
-def _check_files(dataset: AnyDataset, column: str, flags: str) -> None:
+def _check_files(dataset: AnyDataset, column: str, place: Place | None, flags: str) -> None:
     names = [column, *({EXAMPLE_ID} & set(dataset.column_names))]
     rows = dataset.select_columns(names)
     is_stream = isinstance(dataset, IterableDataset)
@@ -156,6 +167,8 @@ def _check_files(dataset: AnyDataset, column: str, flags: str) -> None:
             f"Column '{column}': {_rows(urls, values)} are URLs, which are not downloaded. Download the files and give "
             f"their paths. {advice}"
         )
+    if place is not None:  # before anybody learns from the message which files there are elsewhere
+        place.check(values.items(), f"Column '{column}'")
     missing = {row: value for row, value in values.items() if not os.path.isfile(value)}
     if missing:
         raise DataError(f"Column '{column}': {_rows(missing, values)} name no file that is there. {advice}")

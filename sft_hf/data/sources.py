@@ -24,13 +24,15 @@ from huggingface_hub.file_download import repo_folder_name
 
 from sft_hf import hub
 from sft_hf.arguments import DataArguments
+from sft_hf.data.archives import refuse_bomb, without_bombs
 from sft_hf.data.builtin import builtin_dataset, builtin_id2label
 from sft_hf.data.columns import EXAMPLE_ID
+from sft_hf.data.containment import Place, files_of, linked_out, place_of_folder, place_of_repository
 from sft_hf.data.encoded_audio import undecoded, without_torchcodec
 from sft_hf.data.folders import SOUNDS, find_media, read_folder
 from sft_hf.data.metadata_folders import read_metadata
 from sft_hf.data.paired_folders import ID2LABEL_NAME, read_id2label
-from sft_hf.data.paths import path_columns, with_absolute_paths
+from sft_hf.data.paths import NUM_NAMED, path_columns, with_absolute_paths
 from sft_hf.errors import ArgumentError, DataError
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Source:
     hub_id: str | None = None  # ORG/NAME for the model card; None for what the Hub does not have
     files: dict[str, list[str]] = field(default_factory=dict)
     id2label: dict[int, str] | None = None  # what the source itself says of the ids in its masks
+    place: Place | None = None  # where the files lie that its rows may name; None: anywhere, in the user's own tables
 
 
 def load_splits(data_args: DataArguments, *, token: str | None = None, cache_dir: str | None = None) -> Source:
@@ -150,6 +153,8 @@ def _read_files(paths: list[str], split: str, *, flag: str, streaming: bool, cac
     suffixes = {Path(path).suffix.lower() for path in paths}
     if len(suffixes) > 1 or not suffixes <= set(BUILDERS):
         raise DataError(f"{flag}: {', '.join(sorted(suffixes))} given; expected one kind of {', '.join(BUILDERS)}.")
+    for path in paths:
+        refuse_bomb(path, flag=flag)
     _check_rows(paths, suffixes.pop(), flag)
     read = partial(_read_tables, split=split, flag=flag, streaming=streaming, cache_dir=cache_dir)
     dataset = read(paths)
@@ -211,20 +216,22 @@ def _check_rows(paths: list[str], suffix: str, flag: str) -> None:
 def _load_folder(data_args: DataArguments, cache_dir: str | None) -> Source:
     folder = Path(data_args.dataset_name).expanduser()
     flag = f"--dataset_name {folder}"
+    place = place_of_folder(folder, name=flag)
     if folder.is_file():
         raise ArgumentError(f"{flag} is a file; give files by --train_file.")
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        loaded = datasets.load_from_disk(str(folder))
-        splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+        splits = _load_saved(folder, place, flag)
     elif (media := None if data_args.dataset_config_name else find_media(folder)) is None:
-        splits = _load_dataset(str(folder), data_args, flag=flag, cache_dir=cache_dir)
+        splits = _load_dataset(str(folder), data_args, flag=flag, place=place, cache_dir=cache_dir)
     elif not media.metadata:
         splits = read_folder(media, flag=flag)
     elif media.medium is SOUNDS:
         read_tables = partial(_read_files, split="train", flag="--dataset_name", streaming=False, cache_dir=cache_dir)
         splits = read_metadata(media.folder, media.files, media.metadata, read_tables=read_tables, flag=flag)
     else:
-        splits = _load_dataset("imagefolder", data_args, flag=flag, cache_dir=cache_dir, data_dir=str(folder))
+        options = {"cache_dir": cache_dir, "data_dir": str(folder)}
+        splits = _load_dataset("imagefolder", data_args, flag=flag, place=place, **options)
+    _say_links(splits, place, flag)
     if data_args.streaming:
         splits = {
             name: dataset.to_iterable_dataset() if isinstance(dataset, datasets.Dataset) else dataset
@@ -234,7 +241,44 @@ def _load_folder(data_args: DataArguments, cache_dir: str | None) -> Source:
     return replace(
         _named_splits(splits, data_args, kind="folder", name=folder.name),
         id2label=read_id2label(id2label, source=f"--dataset_name {id2label}") if id2label.is_file() else None,
+        place=place,
     )
+
+
+def _load_saved(folder: Path, place: Place, flag: str) -> dict[str, datasets.Dataset]:
+    """The splits of a folder of save_to_disk, which lists their folders and files."""
+    try:
+        listed = folder / "dataset_dict.json"
+        names = json.loads(listed.read_text(encoding="utf-8"))["splits"] if listed.exists() else ["."]
+        place.check(enumerate(str(folder / name) for name in names), f"{flag}, dataset_dict.json")
+        for name in names:
+            files = json.loads((folder / name / "state.json").read_text(encoding="utf-8"))["_data_files"]
+            paths = [str(folder / name / file["filename"]) for file in files]
+            place.check(enumerate(paths), f"{flag}, {Path(name) / 'state.json'}")
+        loaded = datasets.load_from_disk(str(folder))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise DataError(f"{flag} is no folder that save_to_disk wrote: {type(error).__name__}: {error}") from error
+    return loaded if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _say_links(splits: dict[str, AnyDataset], place: Place, flag: str) -> None:
+    """Links are the user's own, or came with the folder: which of its files lie elsewhere is said."""
+    paths = [
+        path
+        for dataset in splits.values()
+        if isinstance(dataset, datasets.Dataset)
+        for column, feature in dataset.features.items()
+        if isinstance(feature, (datasets.Image, datasets.Audio))
+        for _, path in files_of(dataset, column)
+        if place.holds(path)
+    ]
+    links = linked_out(paths, place)
+    if links:
+        named = ", ".join(f"{path} -> {target}" for path, target in list(links.items())[:NUM_NAMED])
+        more = ", ..." if len(links) > NUM_NAMED else ""
+        logger.warning(
+            "%s: links lead %d of %d files out of the folder: %s%s", flag, len(links), len(paths), named, more
+        )
 
 
 def _load_hub(data_args: DataArguments, token: str | None, cache_dir: str | None) -> Source:
@@ -266,6 +310,7 @@ def _load_hub(data_args: DataArguments, token: str | None, cache_dir: str | None
         config_name=data_args.dataset_config_name,
         revision=sha,
         hub_id=name,
+        place=place_of_repository(name),
         id2label=_hub_id2label(name, sha or data_args.dataset_revision, token, cache_dir) if has_masks else None,
     )
 
@@ -321,9 +366,16 @@ def _resolve_revision(name: str, revision: str | None, token: str | None) -> str
         raise
 
 
-def _load_dataset(name: str, data_args: DataArguments, *, flag: str, **options) -> "datasets.DatasetDict":
+def _load_dataset(
+    name: str, data_args: DataArguments, *, flag: str, place: Place | None = None, **options
+) -> "datasets.DatasetDict":
+    """The splits of a repository, or of a folder, whose card names files in `place` alone."""
     try:
         builder = without_torchcodec(_builder(name, data_args.dataset_config_name, **options))
+        if place is not None:
+            files = [file for files in (builder.config.data_files or {}).values() for file in files]
+            place.check(enumerate(files), f"{flag}, data_files of README.md")
+        builder = without_bombs(builder, flag=flag)
         if data_args.streaming:
             return builder.as_streaming_dataset()
         builder.download_and_prepare()

@@ -182,7 +182,7 @@ class SemanticSegmentation(Images):
         scan_pair = self._scan_pair(columns)
         encoded = dataset.select_columns([scan_pair.image, scan_pair.mask])
         for column in encoded.column_names:
-            encoded = as_encoded_images(encoded, column)
+            encoded = as_encoded_images(encoded, column, place=columns.place)
         if isinstance(dataset, IterableDataset):
             return [scan_pair(row) for row in encoded.take(NUM_STREAMED_MASKS)]
         scans = map_rows(encoded, scan_pair, f"reading the masks of {split}")
@@ -203,7 +203,7 @@ class SemanticSegmentation(Images):
             return False
         # The type of a column of a table without a value is any.
         is_plain = isinstance((dataset.features or {}).get(columns.label), Value)
-        masks = dataset if is_plain else as_encoded_images(dataset, columns.label)
+        masks = dataset if is_plain else as_encoded_images(dataset, columns.label, place=columns.place)
         masks = masks.select_columns([columns.label])
         rows = masks.take(NUM_STREAMED_MASKS) if isinstance(masks, IterableDataset) else masks
         return not any(row[columns.label] for row in rows)
@@ -218,7 +218,8 @@ class SemanticSegmentation(Images):
             return self.decodable(dataset, columns, split=split)
         require_column(dataset.column_names, columns.label, split=split, flag="--label_column_name")
         # The masks first: a stream that was filtered no longer knows them undecoded.
-        dataset = self.decodable(as_encoded_images(dataset, columns.label), columns, split=split)
+        masked = as_encoded_images(dataset, columns.label, place=columns.place)
+        dataset = self.decodable(masked, columns, split=split)
         if self.on_bad_example == "error":  # and so `labels` has refused them
             return dataset
         if isinstance(dataset, IterableDataset):
