@@ -19,7 +19,8 @@ Each kind of clip has a rule:
     mp3 without a Xing, Info or VBRI header                       as long as there is sound; libsndfile takes the bit rate of its first
                                                                   frame for that of all, and may stop in the middle
     damaged, missing, empty, of length zero, samples that are     `UnreadableAudio`
-    not finite, over 0.1 s less sound than the header says
+    not finite, over 0.1 s less sound than the header says, over
+    6 hours, rates below 100 Hz and above 10 MHz
 """
 
 import hashlib
@@ -42,7 +43,10 @@ from datasets.utils.file_utils import is_local_path, xopen
 from sft_hf.audio.containers import ENDLESS, endless_mp3, ends_in_a_page, open_ended_wav, other_format, skip_to_mp3
 
 EncodedClip = dict[str, Any]  # {"bytes": bytes | None, "path": str | None}, what Audio(decode=False) gives
-BLOCK = 1 << 18  # frames that are decoded at once
+BLOCK = 1 << 18  # samples of all channels that are decoded at once
+# A few kilobytes can say that they are days of silence, or of a sample a second: gigabytes at the rate of a model.
+LONGEST_SECONDS = 6 * 60 * 60
+RATES = (100, 10_000_000)  # hertz: earthquakes and whales to ultrasound
 MISSING_SECONDS = 0.1  # sloppy headers, and encoders that drop their last frame, stay below it
 STREAMED_BYTES = 0x7FFF0000  # wav files that were written to a pipe say as much or more
 # libsndfile makes good for a header that says more bytes than there are, and tells it nowhere but in its log.
@@ -178,7 +182,18 @@ def _opened(clip: EncodedClip | None) -> Iterator["_Sound | _OtherSound"]:
         with _reasons(name, f"; it begins with {head!r}"):
             opened = _SoundFile(BytesIO(source) if isinstance(source, bytes) else source)
         with opened:
-            yield _Sound(name, opened)
+            sound = _Sound(name, opened)
+            _refuse_bomb(name, sound.sampling_rate, sound.num_frames)
+            yield sound
+
+
+def _refuse_bomb(name: str, rate: int, num_frames: int | None) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise UnreadableAudio(f"{name} says that it has {rate} samples a second, expected {RATES[0]} to {RATES[1]}")
+    if num_frames is not None and num_frames > LONGEST_SECONDS * rate:
+        raise UnreadableAudio(
+            f"{name} lasts {num_frames / rate / 3600:.1f} hours, expected {LONGEST_SECONDS // 3600} at most: cut it up"
+        )
 
 
 @contextmanager
@@ -253,6 +268,7 @@ class _Sound:
                 self.file.seek(start)
         for block in self._read(expected):
             decoded += len(block)
+            _refuse_bomb(self.name, self.sampling_rate, start + decoded)  # where the header says no length
             yield _mono(block, self.name)
         if self.num_frames is not None and expected - decoded > MISSING_SECONDS * self.sampling_rate:
             raise self._cut_short(start + expected, start + decoded)
@@ -262,7 +278,8 @@ class _Sound:
     def _read(self, frames: int | None) -> Iterator[np.ndarray]:
         """(frames, channels) as they are in the file, up to its end."""
         while frames is None or frames > 0:
-            size = BLOCK if frames is None else min(BLOCK, frames)
+            size = max(BLOCK // self.num_channels, 1)
+            size = size if frames is None else min(size, frames)
             with _reasons(self.name):
                 block = self.file.read(out=np.empty((size, self.num_channels), np.float32))
             if len(block):
@@ -322,6 +339,9 @@ class _OtherSound:
 
         All is decoded for it: what torchcodec gives for a part of an opus stream is some milliseconds away from there.
         """
+        _refuse_bomb(
+            self.name, self.sampling_rate, round((self.decoder.metadata.duration_seconds or 0) * self.sampling_rate)
+        )
         with _reasons(self.name):
             samples = self.decoder.get_all_samples().data.numpy().T  # (frames, channels)
         if len(samples) == 0:

@@ -13,7 +13,8 @@ Each kind of picture has a rule:
     16-bit grey                                   value / 257; load_image clips at 255, which makes nearly all of a picture white
     32-bit integers, floats                       the smallest of 0..1, 0..255 and 0..65535 that holds every value of the picture
                                                   becomes 0..255; outside of them its own smallest and largest value do
-    truncated, damaged, empty, missing, too big   `UnreadableImage`
+    truncated, damaged, empty, missing, over      `UnreadableImage`
+    Pillow's 179 million pixels, PostScript
 
 A pipeline that is given the file of a 16-bit grey or a 32-bit picture, instead of what `to_rgb` made of it, clips it.
 """
@@ -32,6 +33,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 from PIL.ExifTags import Base as ExifTag
 
 EncodedImage = dict[str, Any]  # {"bytes": bytes | None, "path": str | None}, what Image(decode=False) gives
+PROGRAMS = ("EPS",)  # Pillow decodes PostScript by handing it to Ghostscript
 NAME = "file name"  # the key in a picture's `info`
 # The EXIF orientations that swap width and height, and those in which the upright picture begins at the right, or the lower, end of
 # a side of the stored one.
@@ -46,8 +48,8 @@ class UnreadableImage(Exception):
 def open_image(value: EncodedImage | Image.Image | np.ndarray) -> Image.Image:
     """Open a picture without decoding it.
 
-    An array is `(height, width)` or `(height, width, channels)`. Raises UnreadableImage for what is missing, empty, no picture, or
-    larger than Pillow decodes.
+    An array is `(height, width)` or `(height, width, channels)`. Raises UnreadableImage for what is missing, empty, no picture, a
+    program, or larger than Pillow decodes.
     """
     if isinstance(value, Image.Image):
         return value
@@ -64,6 +66,8 @@ def open_image(value: EncodedImage | Image.Image | np.ndarray) -> Image.Image:
         if not isinstance(error.__cause__, Image.UnidentifiedImageError):
             raise
         raise UnreadableImage(f"{name} is no picture that Pillow reads: it begins with {data[:12]!r}") from None
+    if image.format in PROGRAMS:
+        raise UnreadableImage(f"{name} is {image.format}, a program, which is not run. Save what it draws as a PNG")
     image.info[NAME] = name
     return image
 

@@ -1,5 +1,6 @@
 """Each kind of clip has its rule: what is decoded, at which rate and scale, and why a clip is refused."""
 
+import struct
 import sys
 import types
 from io import BytesIO
@@ -375,6 +376,83 @@ def test_text_samples_without_a_header_and_folders_are_no_clips(tmp_path):
         assert found.startswith(f"{tmp_path}/{name} {reason}")
 
 
+# ---- headers that lie ----
+
+
+def wav(*, rate: int = RATE, channels: int = 1, data: bytes = bytes(64_000), size: int | None = None) -> dict:
+    """Samples of 8 bits behind a header that says whatever it is told to."""
+    numbers = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * channels % 2**32, channels % 2**16, 8)
+    body = numbers + struct.pack("<4sI", b"data", len(data) if size is None else size) + data
+    return {"bytes": struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WAVE") + body, "path": "a.wav"}
+
+
+def silence(seconds: float, file_format: str, **options) -> dict:
+    """At 1,000 Hz; lossless formats and their kin need next to nothing for it."""
+    buffer = BytesIO()
+    with soundfile.SoundFile(buffer, "w", 1000, 1, format=file_format, **options) as file:
+        for _ in range(round(seconds)):
+            file.write(np.zeros(1000, np.float32))
+    return {"bytes": buffer.getvalue(), "path": "a"}
+
+
+@pytest.mark.parametrize(
+    ("clip", "reason"),
+    [
+        (wav(rate=0), "a.wav cannot be decoded: "),
+        (wav(rate=1), "a.wav says that it has 1 samples a second, expected 100 to 10000000"),  # 4 GB at 16 kHz
+        (wav(rate=10**9), "a.wav says that it has 1000000000 samples a second, expected 100 to 10000000"),
+        (wav(rate=2**32 - 1), "a.wav cannot be decoded: "),
+        (wav(channels=0), "a.wav cannot be decoded: Channel count is zero"),
+        (wav(channels=65535), "a.wav cannot be decoded: Too many channels specified"),
+        (wav(rate=100, data=bytes(2_160_001)), "a.wav lasts 6.0 hours, expected 6 at most: cut it up"),
+        (wav(size=1 << 30), "a.wav is cut short: its header says 67108.86 s, and 4.00 s are there"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_header_that_says_what_nobody_records_is_refused(clip, reason):
+    assert check_clip(clip)[0].startswith(reason)
+    with pytest.raises(UnreadableAudio):
+        decode(clip, sampling_rate=RATE)
+
+
+@pytest.mark.parametrize("file_format", ["FLAC", "W64", "CAF", "RF64", "AU"])
+def test_a_header_that_says_2_to_the_40_frames_reserves_no_memory(file_format):
+    """Refused, or as long as there is sound; what numbers a file begins with are replaced by the largest ones."""
+    clip = encoded(tone(), file_format)
+    for position in range(4, 96):
+        forged = bytearray(clip["bytes"])
+        forged[position : position + 5] = b"\xff" * 5
+        reason, header = check_clip({"bytes": bytes(forged), "path": "a"})
+        assert reason or header.num_frames <= 2 * len(tone())
+
+
+def test_silence_of_days_in_a_small_file_is_refused(monkeypatch):
+    monkeypatch.setattr(decoding, "LONGEST_SECONDS", 600)
+    clip = silence(700, "FLAC", subtype="PCM_S8")
+    assert len(clip["bytes"]) < 20_000
+    assert check_clip(clip)[0] == "a lasts 0.2 hours, expected 0 at most: cut it up"
+    # A header that says no length is believed as far as the limit, and no further.
+    forged = bytearray(clip["bytes"])
+    forged[21] &= 0xF0
+    forged[22:26] = bytes(4)
+    assert check_clip({"bytes": bytes(forged), "path": "a"})[0] == "a lasts 0.2 hours, expected 0 at most: cut it up"
+    assert check_clip(silence(590, "FLAC"))[0] is None
+
+
+def test_many_channels_are_read_in_smaller_blocks(monkeypatch):
+    sizes = []
+    plain = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile,
+        "read",
+        lambda self, out, **options: sizes.append(out.size) or plain(self, out=out, **options),
+    )
+    clip = wav(channels=1000, data=bytes(range(128, 228)) * 10 * 600)
+    assert check_clip(clip) == (None, Header(600, RATE, 1000))
+    assert len(sizes) == 3
+    assert max(sizes) <= decoding.BLOCK
+
+
 def test_running_out_of_memory_is_not_the_clip_s_fault(monkeypatch):
     def fail(self, **options):
         raise MemoryError
@@ -467,6 +545,9 @@ def test_what_torchcodec_decodes_follows_the_same_rules(with_torchcodec, monkeyp
         "its own length is an estimate"
     )
     assert check_clip(clip) == (None, read_header(clip))
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "LONGEST_SECONDS", 8)  # it says 9
+        assert check_clip(clip)[0] == "1.m4a lasts 0.0 hours, expected 0 at most: cut it up"
     with pytest.raises(UnreadableAudio, match="1.m4a ends before second 2"):
         decode(clip, sampling_rate=RATE, start_seconds=2)
     monkeypatch.setattr(FakeDecoder, "samples", np.full((1, 4), np.nan, dtype=np.float32))

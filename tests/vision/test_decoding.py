@@ -1,5 +1,6 @@
 """Each kind of picture has its rule; 8-bit ones are, pixel by pixel, what transformers.pipeline would see."""
 
+import os
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -7,7 +8,7 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from transformers.image_utils import load_image
 
 from sft_hf.vision.decoding import UnreadableImage, check_image, cropped, digest, open_image, size_of, to_rgb
@@ -317,6 +318,21 @@ def test_a_decompression_bomb_is_a_reason(monkeypatch):
     assert reason.startswith("a.png is larger than Pillow decodes: Image size (960 pixels) exceeds limit of 800 pixels")
     with pytest.raises(UnreadableImage, match="larger than Pillow decodes"):
         open_image(encoded(picture(), "PNG"))
+
+
+def test_postscript_is_a_program_and_is_not_run(tmp_path, monkeypatch):
+    """Pillow hands it to Ghostscript, whatever the file is called; here that is a program that leaves a mark."""
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/it-ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once
+    value = {**encoded(picture(), "EPS"), "path": "cat/1.jpg"}
+    reason = "cat/1.jpg is EPS, a program, which is not run. Save what it draws as a PNG"
+    assert check_image(value) == reason
+    with pytest.raises(UnreadableImage, match=reason):
+        open_image(value)
+    assert not (tmp_path / "it-ran").exists()
 
 
 def test_running_out_of_memory_is_not_the_picture_s_fault(monkeypatch):
