@@ -70,7 +70,9 @@ class ModelArguments:
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "A tokenizer other than the model's own."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept; default: under HF_HOME."})
-    token: str | None = field(default=None, metadata={"help": "Token for reading; default: HF_TOKEN or the login."})
+    token: str | None = field(
+        default=None, repr=False, metadata={"help": "Token for reading; default: HF_TOKEN or the login."}
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Allow code from the model's repository, or of an evaluate metric, to run."}
     )
@@ -89,7 +91,7 @@ class ModelArguments:
     freeze_base_model: bool = field(default=False, metadata={"help": "Train the head alone."})
 
 
-@dataclass
+@dataclass(repr=False)  # the parent's own shows no token
 class FinetuningArguments(TrainingArguments):
     """TrainingArguments, and what a whole run needs beside them."""
 

@@ -7,6 +7,7 @@ learning_rate: 1e-5          # YAML calls this a string; the parser of the flags
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,23 @@ def read_json_or_yaml(path: Path, *, flag: str) -> Any:
     """What the file of a flag holds, JSON by its suffix, else YAML; ArgumentError where it cannot be parsed."""
     try:
         return json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
+        raise ArgumentError(f"{flag} cannot be read: {_what_is_wrong(error)}") from None
+    except ValueError as error:
         raise ArgumentError(f"{flag} cannot be read: {error}") from None
+
+
+def _what_is_wrong(error: yaml.YAMLError) -> str:
+    """What the parser says, and the line; not that line itself, which can be the one with a token."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return without_tokens(str(error))
+    return without_tokens(f"{problem} (line {mark.line + 1}, column {mark.column + 1})")
+
+
+def without_tokens(text: str) -> str:
+    """A message in which no token of the Hub stands, wherever in the flags or the file it was put."""
+    return re.sub(r"\bhf_\w+", "hf_...", text)
 
 
 def config_path(name: str) -> Path:
@@ -45,7 +61,9 @@ def read_config(name: str) -> tuple[dict[str, Any], dict[str, str]]:
         raise ArgumentError(f"--config {name}: no such file{hint}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
+        raise ArgumentError(f"--config {name} is not valid YAML: {_what_is_wrong(error)}") from None
+    except UnicodeDecodeError as error:
         raise ArgumentError(f"--config {name} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ArgumentError(f"--config {name}: expected keys that are flag names, got a {type(content).__name__}")
@@ -54,7 +72,8 @@ def read_config(name: str) -> tuple[dict[str, Any], dict[str, str]]:
         raise ArgumentError(f"--config {name}: env: takes NAME: value pairs, got a {type(environment).__name__}")
     for key, value in environment.items():
         if not isinstance(value, (str, int, float)):
-            raise ArgumentError(f"--config {name}: env: {key} takes a text or a number, got {value!r}")
+            there = "nothing" if value is None else f"a {type(value).__name__}"  # the value itself can be a token
+            raise ArgumentError(f"--config {name}: env: {key} takes a text or a number, got {there}")
     return content, {str(key): str(value) for key, value in environment.items()}
 
 

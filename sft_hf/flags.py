@@ -21,7 +21,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
-from sft_hf.configuration import read_config
+from sft_hf.configuration import read_config, without_tokens
 from sft_hf.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
@@ -105,9 +105,9 @@ class _Parser(HfArgumentParser):
         try:
             namespace, unknown = self.parse_known_args(arguments, nothing)
         except ArgumentError as error:
-            raise ArgumentError(f"{where}: {error}") from None
+            raise ArgumentError(f"{where}: {without_tokens(str(error))}") from None
         if unknown:
-            raise ArgumentError(f"{where}: {self._unknown(unknown[0])}")
+            raise ArgumentError(f"{where}: {without_tokens(self._unknown(unknown[0]))}")
         values = {name: value for name, value in vars(namespace).items() if value is not NOT_GIVEN}
         if "resume_from_checkpoint" in values:
             values["resume"] = values.pop("resume_from_checkpoint")

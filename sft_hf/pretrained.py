@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -155,7 +156,12 @@ def _load(load, source: ModelSource, flag: str = "--model_name_or_path"):
     """Call a from_pretrained and turn what the user can mend into ModelError."""
     try:
         return hub.with_retries(load, f"loading {source.name}")
-    except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
+    except UnpicklingError as error:
+        raise ModelError(
+            f"{flag} {source.name}: its weights are a pickle that holds more than tensors. It is not loaded, since that can run "
+            "whatever code its author put there. Take a revision or a model with safetensors."
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         if hub.is_from_hub(error):
             raise hub.explain(error, kind="model", repo_id=source.name, flag=flag) from error
         if "trust_remote_code" in str(error):

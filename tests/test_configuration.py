@@ -66,7 +66,27 @@ def test_files_that_are_no_configuration(write):
     assert error(write("- learning_rate")).endswith("run.yaml: expected keys that are flag names, got a list")
     assert error(write("learning_rate")).endswith("run.yaml: expected keys that are flag names, got a str")
     assert error(write("env: [A=1]")).endswith("run.yaml: env: takes NAME: value pairs, got a list")
-    assert error(write("env: {HF_HOME: }")).endswith("run.yaml: env: HF_HOME takes a text or a number, got None")
+    assert error(write("env: {HF_HOME: }")).endswith("run.yaml: env: HF_HOME takes a text or a number, got nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "hub_token: !!python/object/apply:os.system ['echo hf_secret']",
+            "could not determine a constructor for the tag",
+        ),
+        ("hub_token: !!python/name:os.system", "could not determine a constructor for the tag"),
+        ("hub_token: hf_secret: 1", "mapping values are not allowed here (line 1, column 21)"),
+        ("seed: 1\nhub_token: [hf_secret", "expected ',' or ']', but got '<stream end>' (line 2, column 22)"),
+        ("token: *hf_secret", "found undefined alias 'hf_...' (line 1, column 8)"),
+        ("env: {HF_TOKEN: [hf_secret]}", "HF_TOKEN takes a text or a number, got a list"),
+    ],
+)
+def test_a_file_makes_no_objects_and_a_message_shows_no_token(write, text, message):
+    """YAML's own messages quote the line."""
+    assert message in error(write(text))
+    assert "hf_secret" not in error(write(text))
 
 
 def test_a_file_that_is_not_there_names_the_recipe_s_own(monkeypatch):
