@@ -5,11 +5,15 @@
     ## Use        classifier = pipeline("text-classification", model="ME/a")
     ## Training   accelerate launch recipes/text_cls.py --dataset_name PolyAI/banking77 --learning_rate 5e-5
 
-It goes to the Hub with the model: no folder of the machine is in it, and no name that the Hub would refuse (pitfall 35).
+It goes to the Hub with the model: no folder of the machine is in it, and no name that the Hub would refuse (pitfall 35). The names of
+classes are whatever stands in somebody's data: they are shown, and are no markup.
 """
 
+import re
 import shlex
 import sys
+import unicodedata
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +79,7 @@ def _card_text(name: str, trainer: SftTrainer, prepared: Prepared, results: dict
     lines = [
         f"# {name}",
         "",
-        f"{base} {began} on {prepared.source.name} with sft_hf for {trainer.task.pipeline_tag.replace('-', ' ')}.",
+        f"{base} {began} on {literal(prepared.source.name)} with sft_hf for {trainer.task.pipeline_tag.replace('-', ' ')}.",
         "",
         "## Results",
         "",
@@ -91,7 +95,7 @@ def _card_text(name: str, trainer: SftTrainer, prepared: Prepared, results: dict
         "",
         "## Labels",
         "",
-        f"{prepared.labels.problem_type}: {', '.join(prepared.labels.names) or prepared.labels.column_name}",
+        f"{prepared.labels.problem_type}: {', '.join(map(literal, prepared.labels.names)) or literal(prepared.labels.column_name)}",
         "",
         "## Training",
         "",
@@ -126,9 +130,16 @@ def _per_class_table(results: dict[str, Any]) -> list[str]:
     split, numbers = list(results["per_class"].items())[-1]
     classes = list(dict.fromkeys(name for values in numbers.values() for name in values))
     rows = [
-        f"| {name} | " + " | ".join(cell(values.get(name)) for values in numbers.values()) + " |" for name in classes
+        f"| {literal(name)} | " + " | ".join(cell(values.get(name)) for values in numbers.values()) + " |"
+        for name in classes
     ]
     return [f"| class ({split}) | {' | '.join(numbers)} |", "|---" * (len(numbers) + 1) + "|", *rows, ""]
+
+
+def literal(name: str) -> str:
+    """A name in Markdown, on one line, that stands for itself: no HTML, link, emphasis or end of a table's cell."""
+    line = "".join(" " if unicodedata.category(one) in ("Cc", "Zl", "Zp") else one for one in name)
+    return re.sub(r"[\\`*\[\]|~]", r"\\\g<0>", escape(" ".join(line.split()), quote=False))
 
 
 def cell(value: Any) -> str:

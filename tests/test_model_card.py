@@ -11,7 +11,7 @@ from sft_hf.arguments import ModelArguments
 from sft_hf.data.labels import Labels
 from sft_hf.data.sources import Source
 from sft_hf.flags import Parsed
-from sft_hf.model_card import cell, command, make_card
+from sft_hf.model_card import cell, command, literal, make_card
 from sft_hf.pretrained import ModelSource
 from sft_hf.tasks.text_classification import TextClassification
 
@@ -28,17 +28,24 @@ RESULTS = {
 }  # fmt: skip
 HUB_SOURCE = Source({}, "hub", "carol/topics", config_name="short", revision="abc123", hub_id="carol/topics")
 HUB_MODEL = ModelSource("carol/bert", "carol/bert", hub_id="carol/bert")
+LABELS = Labels("single_label_classification", ("animals", "kitchen"))
 BUILTIN_MODEL = ModelSource("builtin:lstm", "builtin:lstm", architecture="lstm", is_random=True)
 
 
 def card_of(
-    *, source=HUB_SOURCE, model_source=HUB_MODEL, base_source=None, hub_model_id="me/topics-bert", task=None, **results
+    *,
+    source=HUB_SOURCE,
+    model_source=HUB_MODEL,
+    base_source=None,
+    hub_model_id="me/topics-bert",
+    task=None,
+    labels=LABELS,
+    **results,
 ):
     """The card of a run that trained nothing. Its licence is asked of builtin:lstm, which has none."""
     trainer = SimpleNamespace(
         task=task or TextClassification(), args=SimpleNamespace(hub_model_id=hub_model_id, output_dir="runs/a")
     )
-    labels = Labels("single_label_classification", ("animals", "kitchen"))
     prepared = SimpleNamespace(
         source=source, model_source=model_source, base_source=base_source or model_source, labels=labels
     )
@@ -86,6 +93,26 @@ def test_the_metadata_hold_the_same_numbers_by_the_names_of_the_hub():
         ("test", "loss", "loss (test)", 0.25),
         ("test", "f1", "f1_macro (test)", 0.75),
     ]
+
+
+HOSTILE = "a | b\n---\n# <script>alert(1)</script> [x](javascript:1) ![i](u) `c` *e* \\"
+SHOWN = r"a \| b --- # &lt;script&gt;alert(1)&lt;/script&gt; \[x\](javascript:1) !\[i\](u) \`c\` \*e\* \\"
+
+
+def test_a_name_out_of_the_data_is_shown_and_is_no_markup():
+    """Class names are whatever stands in somebody's dataset, and the Hub shows the card as a page."""
+    assert literal("card_arrival, 2.5 % & more") == "card_arrival, 2.5 % &amp; more"
+    assert literal("क\u200d्ष") == "क\u200d्ष"  # what joins letters stays
+    assert literal(HOSTILE) == SHOWN
+    labels = Labels("single_label_classification", (HOSTILE, "b"))
+    card = card_of(
+        source=Source({}, "folder", HOSTILE), labels=labels, per_class={"test": {"f1": {HOSTILE: 0.5, "b": 0.25}}}
+    )
+    assert f"| {SHOWN} | 0.5000 |\n| b | 0.2500 |\n" in card.text
+    assert f"single_label_classification: {SHOWN}, b\n" in card.text
+    assert f" fine-tuned on {SHOWN} with sft_hf" in card.text
+    assert "<script>" not in card.text
+    assert card.data.eval_results[0].dataset_name == HOSTILE  # there it is a value
 
 
 def test_tuned_thresholds_are_explained_where_there_are_some():

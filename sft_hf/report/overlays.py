@@ -161,7 +161,7 @@ class _Entry:
 def _legend_entries(masks: Sequence[np.ndarray], names: Sequence[str], colors: Sequence[Color]) -> list[_Entry]:
     ids, areas = np.unique(np.concatenate([mask.ravel() for mask in masks]), return_counts=True)
     by_area = ids[np.argsort(-areas, kind="stable")].tolist()
-    entries = [_Entry(names[index], colors[index]) for index in by_area if index != IGNORE_INDEX]
+    entries = [_Entry(" ".join(names[index].split()), colors[index]) for index in by_area if index != IGNORE_INDEX]
     return entries + ([_Entry(UNCOUNTED, None)] if IGNORE_INDEX in by_area else [])
 
 

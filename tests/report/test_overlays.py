@@ -180,3 +180,10 @@ def test_a_mask_of_another_size_is_refused(truth, prediction, caption):
 def test_grey_pictures_and_masks_of_every_type_are_drawn():
     for dtype in (np.uint8, np.int16, np.int64):
         overlay_sheet(white().convert("L"), None, mask(right=1).astype(dtype), names=NAMES)
+
+
+def test_a_name_of_several_lines_is_written_on_one():
+    """Pillow measures no text of several lines."""
+    ids = mask(left=0, right=1)
+    assert entries(ids, names=("sky\nblue", "<b>\troad</b>")) == ["sky blue", "<b> road</b>"]
+    overlay_sheet(white(), None, ids, names=("sky\nblue", "road"))
