@@ -6,6 +6,7 @@ lost(undisturbed, folder) == ["model.safetensors differs"]
 
 import hashlib
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,11 @@ def files(folder: Path) -> frozenset[str]:
     return frozenset(path.relative_to(folder).as_posix() for path in paths)
 
 
-def lost(undisturbed: Ending, folder: Path) -> list[str]:
-    """One line for each thing that is not as the undisturbed run left it."""
+def lost(undisturbed: Ending, folder: Path, *, has_own_checkpoints: bool = False) -> list[str]:
+    """One line for each thing that is not as the undisturbed run left it.
+
+    With `has_own_checkpoints` other ones may have been kept beside the last and the best, since a signal writes one too.
+    """
     try:
         found = ending(folder)
     except (OSError, ValueError, KeyError) as error:
@@ -60,7 +64,13 @@ def lost(undisturbed: Ending, folder: Path) -> list[str]:
         for name, line in zip(undisturbed.parts, different, strict=True)
         if undisturbed.parts[name] != found.parts[name]
     ]
-    missing, left = undisturbed.files - found.files, found.files - undisturbed.files
+    there, expected = found.files, undisturbed.files
+    if has_own_checkpoints:
+        needed = undisturbed.parts["the number of steps"], undisturbed.parts["the best checkpoint"]
+        wanted = {needed[0], int(needed[1].removeprefix("checkpoint-"))} - set(whole_checkpoints(folder))
+        different += [f"checkpoint-{step} is not there, or not whole" for step in sorted(wanted)]
+        there, expected = ({path for path in paths if "checkpoint-" not in path} for paths in (there, expected))
+    missing, left = expected - there, there - expected
     different += [f"missing: {_some(missing)}"] if missing else []
     return different + ([f"left behind: {_some(left)}"] if left else [])
 
@@ -75,7 +85,7 @@ def _where(one: Any, other: Any) -> str:
     return f" from entry {first} of {len(one)} (step {one[first].get('step')}) in {', '.join(names)}"
 
 
-def _some(paths: frozenset[str]) -> str:
+def _some(paths: Set[str]) -> str:
     shown = sorted(paths)
     return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
 

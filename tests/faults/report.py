@@ -39,7 +39,12 @@ class Row:
 
     def __str__(self) -> str:
         seen = ", ".join(f"{number} x {what}" for what, number in self.seen.most_common())
-        alike = Counter(re.sub(r"\d+", "N", re.sub(r"/\S*/", "", line)) for line in self.lost).most_common()
+        alike = Counter(_without_numbers(line) for line in self.lost).most_common()
         lost = "; ".join(f"{number} x {line}" for line, number in alike).replace("\n", " ").replace("|", "/")
         command = f"`python -m tests.faults {self.fault}`"
         return f"| {self.fault} | {self.injected} | {self.tries}: {seen} | {lost or 'nothing'} | {command} |"
+
+
+def _without_numbers(line: str) -> str:
+    """So that alike tries are counted together: without numbers, folders, and [where it was killed]."""
+    return re.sub(r"\d+", "N", re.sub(r"(?<!\S)/\S*/", "", re.sub(r" \[.*\]$", "", line, flags=re.DOTALL)))

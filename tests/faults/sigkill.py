@@ -77,8 +77,13 @@ def kills(tries: int, seed: int, whole: Undisturbed) -> Iterator[tuple[Kill, ...
     generator, kinds = random.Random(seed), ("checkpoint", "moment", "deletion", "checkpoint", "moment", "call")
     for number in range(tries):
         kind = kinds[number % 6]
-        again = (draw(generator, generator.choice(kinds), whole),) if number % 6 in (3, 4) else ()
+        again = (_sooner(draw(generator, generator.choice(kinds), whole)),) if number % 6 in (3, 4) else ()
         yield (draw(generator, kind, whole), *again)
+
+
+def _sooner(kill: Kill) -> Kill:
+    """The same in a run that has less before it."""
+    return Kill(seconds=kill.seconds / 2) if kill.call is None else Kill(call=1 + kill.call // 4)
 
 
 def killed(run: warm.Run, kill: Kill, folder: Path) -> str | None:
@@ -212,7 +217,9 @@ def sigkill_ranks(world: Path, folder: Path, tries: int, seed: int) -> list[Row]
             again.wait(180)
             lost += unwanted_start(again.output, there)
             lost += [] if again.code == 0 else [f"exit code {again.code}: {last_lines(again.output)}"]
-            return f"exit code {run.code} after {after:.0f} s", lost + endings.lost(whole, where / "run")
+            return f"exit code {run.code} after {after:.0f} s", lost + endings.lost(
+                whole, where / "run", has_own_checkpoints=True
+            )
 
         row.attempt(f"rank {rank} after {delay:.1f} s of training", one)
     return [row]

@@ -74,7 +74,9 @@ def _signalled(
     again = warm.start(runs.TEXT.name, runs.TEXT.flags(world), folder, log=folder.with_name(f"{folder.name}_again.log"))
     lost += [] if again.wait() == 0 else [f"again: {last_lines(again.output)}"]
     lost += unwanted_start(again.output, there)
-    return f"exit code {code}{' while it trained' if trained else ''}", lost + endings.lost(whole.end, folder / "run")
+    return f"exit code {code}{' while it trained' if trained else ''}", lost + endings.lost(
+        whole.end, folder / "run", has_own_checkpoints=True
+    )
 
 
 def _has_trained(output: str) -> bool:
@@ -157,4 +159,4 @@ def _signalled_launcher(
     again = launched.Launched(launcher, command, folder)
     lost += [] if again.wait(240) == 0 else [f"again, exit code {again.code}: {last_lines(again.output)}"]
     lost += unwanted_start(again.output, there)
-    return f"exit code {code} after {after:.0f} s", lost + endings.lost(whole, folder / "run")
+    return f"exit code {code} after {after:.0f} s", lost + endings.lost(whole, folder / "run", has_own_checkpoints=True)
