@@ -15,7 +15,7 @@ from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
 from sft_hf.data.labels import Labels
 from sft_hf.data.sources import EXAMPLE_ID, Source, from_memory, load_splits, sample
 from sft_hf.data.splits import hold_out, overlapping_rows
-from sft_hf.errors import ArgumentError, DataError
+from sft_hf.errors import ArgumentError, DataError, ModelError
 from sft_hf.pretrained import ModelSource, resolve_backbone, resolve_model
 from sft_hf.task import AnyDataset, Columns, Task
 
@@ -80,6 +80,7 @@ def prepare(
     set_seed(training_args.seed)  # the new head's weights are a function of the seed, whatever ran before
     processor = task.load_processor(model_args, rows["train"], columns)
     model = task.load_model(model_args, labels, processor)
+    _check_checkpointing(model, training_args)
     examples = {
         split: task.preprocess(
             dataset, columns, labels, processor, model, split=split, num_workers=data_args.preprocessing_num_workers
@@ -90,6 +91,16 @@ def prepare(
     model_source = resolve_model(model_args)
     base_source = resolve_backbone(task.backbone, model_args) if task.backbone else model_source
     return Prepared(source, columns, labels, rows, examples, held_out, processor, model, model_source, base_source)
+
+
+def _check_checkpointing(model: PreTrainedModel, training_args: FinetuningArguments) -> None:
+    # The Trainer would raise a bare ValueError, after all preprocessing. The older name of the flag follows the newer one.
+    if training_args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"--activation_checkpointing (also --gradient_checkpointing): a {type(model).__name__} cannot compute its activations "
+            "anew in backward; leave the flag out. A smaller --per_device_train_batch_size with more "
+            "--gradient_accumulation_steps saves memory too."
+        )
 
 
 def _check_streaming(source: Source, data_args: DataArguments, training_args: FinetuningArguments) -> None:
