@@ -16,6 +16,8 @@ if "huggingface_hub" in sys.modules:
 HUB = HubServer().start()
 HF_HOME = tempfile.TemporaryDirectory(prefix="hf_home_")  # removed when the process ends
 
+# tests/gpu takes back what is hidden below; workers start with what was set before them.
+os.environ.setdefault("DEVICES_OF_THE_USER", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
 # The clients read these once, at import; what the user has set of them must not reach the tests.
 for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_"))]:
     del os.environ[name]
