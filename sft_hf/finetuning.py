@@ -5,6 +5,7 @@
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -238,7 +239,10 @@ def _plain(metrics: dict[str, float], prefix: str) -> dict[str, float]:
     """`eval_f1_macro` -> `f1_macro`, without the Trainer's clock."""
     left_out = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "mem")
     plain = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name.startswith(f"{prefix}_")}
-    return {name: value for name, value in plain.items() if not name.startswith(left_out)}
+    undefined = [name for name, value in plain.items() if not math.isfinite(value)]
+    if undefined:
+        logger.warning("%s: not finite, and left out of the results: %s", prefix, ", ".join(undefined))
+    return {name: value for name, value in plain.items() if not name.startswith(left_out) and name not in undefined}
 
 
 def _leave_behind(

@@ -118,6 +118,8 @@ class SignalWatch:
             yield self
             return
         previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in previous:
+            signal.siginterrupt(number, False)  # a file that is being written or deleted is finished, also by torch
         try:
             yield self
         finally:

@@ -12,6 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from sft_hf import finetuning
 from sft_hf.checkpoints import last_whole
 
 
@@ -175,6 +176,12 @@ def test_an_unexpected_failure_is_not_exit_code_0(world, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="exploded"):
         tiny.run_recipe(*base(world, tmp_path / "run"))
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_metric_that_is_not_finite_is_said_and_left_out(caplog):
+    metrics = {"eval_loss": float("nan"), "eval_accuracy": 0.5, "eval_runtime": 1.0, "epoch": 1.0}
+    assert finetuning._plain(metrics, "eval") == {"accuracy": 0.5}
+    assert "eval: not finite, and left out of the results: loss" in caplog.text
 
 
 def test_an_unknown_best_metric_is_an_error_before_training(world, tmp_path):

@@ -52,7 +52,6 @@ def test_a_run_killed_between_steps_and_in_the_middle_of_a_checkpoint(world, who
     assert done.count("killed") == 2
 
 
-@pytest.mark.xfail(strict=True, reason="what is left of a half-deleted checkpoint stays, as the newest by its time")
 def test_a_run_killed_while_it_deletes_a_checkpoint(world, whole, tmp_path):
     """--save_total_limit leaves a half of one behind, which is no checkpoint and is cleared away."""
     kill = middle(whole, "unlink", "unlinkat")
@@ -61,7 +60,6 @@ def test_a_run_killed_while_it_deletes_a_checkpoint(world, whole, tmp_path):
     assert "unlink" in done
 
 
-@pytest.mark.xfail(strict=True, reason="recipe.yaml is written in place: a run killed there refuses its own folder")
 def test_a_run_killed_before_it_knows_itself(world, whole, tmp_path):
     number = next(n for n, call in enumerate(whole.calls, 1) if call.name == "write" and call.path.startswith("run/"))
     done, lost = sigkill.disturb(RUN, world, tmp_path.resolve() / "run", whole, (sigkill.Kill(call=number),))
