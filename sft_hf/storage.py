@@ -39,7 +39,9 @@ def is_failed_write(error: BaseException) -> bool:
 
 
 def no_room(path: str | Path, error: BaseException) -> str:
-    """`runs/a/checkpoint-20 could not be written: No space left on device; 0.00012 GB are free there`."""
+    """`/home/me/runs/a/checkpoint-20 could not be written: No space left on device; 1.3 MB are free there`."""
     reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-    existing = next(folder for folder in (Path(path), *Path(path).absolute().parents) if folder.is_dir())
-    return f"{path} could not be written: {reason}; {shutil.disk_usage(existing).free / 1e9:.3g} GB are free there"
+    path = Path(path).absolute()
+    free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.is_dir())).free
+    size = f"{free / 1e9:.1f} GB" if free > 1e9 else f"{free / 1e6:.1f} MB"
+    return f"{path} could not be written: {reason}; {size} are free there"

@@ -14,6 +14,7 @@ from .dead_worker import dead_worker
 from .disk_full import disk_full, file_too_large
 from .held import CannotHold
 from .nan import nan
+from .out_of_memory import out_of_memory
 from .report import Row, Skipped
 from .sigkill import sigkill, sigkill_ranks, sigkill_stream, sigkill_workers
 from .signals import sigint, sigint_launchers, sigterm, sigterm_launchers
@@ -36,6 +37,7 @@ TRIES: dict[Fault, int] = {
     dead_worker: 4,
     vanished_file: 6,
     nan: 1,
+    out_of_memory: 1,
 }
 FAULTS = {fault.__name__: fault for fault in TRIES}
 
