@@ -22,6 +22,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -63,8 +64,10 @@ class Failure:
     path: re.Pattern
     status: int | None
     cut: bool
+    stall_seconds: float
     applied: bool
-    times: int
+    after: int
+    times: float
 
 
 @dataclass(frozen=True)
@@ -258,18 +261,29 @@ class HubServer:
         return titles
 
     def fail(
-        self, method: str, path_pattern: str, *, status: int | None = None, cut=False, times=1, applied=False
+        self,
+        method: str,
+        path_pattern: str,
+        *,
+        status: int | None = None,
+        cut=False,
+        stall_seconds: float = 0,
+        after=0,
+        times: float = 1,
+        applied=False,
     ) -> None:
-        """Let the next `times` requests fail that have this method and a match of the pattern in their path.
+        """Let `times` requests fail that have this method and a match of the pattern in their path, `after` so many.
 
         They get either `status`, or their connection `cut`: after half of the body when a file is downloaded,
-        before any answer otherwise. With `applied` a request takes effect all the same and only its answer is
-        lost, which is how a blind retry makes a second commit.
+        before any answer otherwise. Or the second half of a body comes `stall_seconds` late. With `applied` a request
+        takes effect all the same and only its answer is lost, which is how a blind retry makes a second commit.
+        `times=math.inf` fails for good.
         """
-        if (status is None) != cut:
-            raise ValueError("give either status or cut=True")
+        if (status is not None) + cut + bool(stall_seconds) != 1:
+            raise ValueError("give one of status, cut=True and stall_seconds")
         with self._lock:
-            self._failures.append(Failure(method, re.compile(path_pattern), status, cut, applied, times))
+            pattern = re.compile(path_pattern)
+            self._failures.append(Failure(method, pattern, status, cut, stall_seconds, applied, after, times))
 
     def clear_failures(self) -> None:
         """Forget the failures that did not happen yet."""
@@ -278,8 +292,9 @@ class HubServer:
 
     # From a request to its answer.
 
-    def receive(self, method: str, target: str, headers: Any, body: bytes) -> tuple[Answer, float]:
-        """The answer to one request, and how much of it to send: below 1 the connection is cut after it."""
+    def receive(self, method: str, target: str, headers: Any, body: bytes) -> tuple[Answer, float, float]:
+        """The answer to one request, how much of it to send (below 1 the connection is cut after it), and for how many
+        seconds to stop in its middle."""
         url, token = urlsplit(target), headers.get("Authorization", "").removeprefix("Bearer ")
         user, can_write = self._users.get(token, (None, False))
         request = Request(method, unquote(url.path), user, can_write, parse_qs(url.query), headers, body)
@@ -288,15 +303,19 @@ class HubServer:
         with self._lock:
             self.requests.append(request)
             failure = self._due_failure(request)
-            if (user or not token) and (failure is None or failure.applied or is_file):
+            if (user or not token) and (failure is None or failure.applied or failure.stall_seconds or is_file):
                 answer = self._answer(request, url.path)
         if failure and failure.status:
             answer = refusal(failure.status, "a failure the test asked for")
-        return answer, 1 if failure is None or failure.status else is_file / 2
+        part = is_file / 2 if failure and failure.cut else 1
+        return answer, part, failure.stall_seconds if failure else 0
 
     def _due_failure(self, request: Request) -> Failure | None:
         for failure in self._failures:
             if failure.times and failure.method == request.method and failure.path.search(request.path):
+                if failure.after:
+                    failure.after -= 1
+                    continue
                 failure.times -= 1
                 return failure
         return None
@@ -515,7 +534,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        answer, part = self.hub.receive(self.command, self.path, self.headers, body)
+        answer, part, stall_seconds = self.hub.receive(self.command, self.path, self.headers, body)
         self.close_connection = self.close_connection or part < 1
         if part == 0:
             return
@@ -523,8 +542,16 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {**answer.headers, "Content-Length": len(answer.body)}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(answer.body[: int(len(answer.body) * part)])
+        if self.command == "HEAD":
+            return
+        sent = answer.body[: int(len(answer.body) * part)]
+        if stall_seconds:
+            half = len(sent) // 2
+            self.wfile.write(sent[:half])
+            self.wfile.flush()
+            time.sleep(stall_seconds)
+            sent = sent[half:]
+        self.wfile.write(sent)
 
     do_HEAD = do_GET = do_POST = do_PUT = do_DELETE = handle_any
 

@@ -1,6 +1,7 @@
 """The unmodified clients against the Hub of the tests: what they send must arrive, refusals must be theirs."""
 
 import itertools
+import time
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -302,6 +303,26 @@ def test_cut_download_is_resumed(hub, repo_id):
     hub.fail("GET", rf"{repo_id}/.*\.bin", cut=True)
     assert Path(hf_hub_download(repo_id, "a.bin")).read_bytes() == data
     assert ranges_asked(hub, f"{repo_id}/resolve/main/a.bin") == [None, f"bytes={10 * 1024**2}-"]
+
+
+def test_the_nth_request_fails_or_its_answer_stops_in_the_middle(hub, repo_id):
+    hub.add_repo("model", repo_id, {"a.txt": "01234567"})
+    hub.fail("GET", f"{repo_id}/.*a.txt", after=1, status=503)
+    hub.fail("GET", f"{repo_id}/.*a.txt", after=1, stall_seconds=0.2)
+    connection, answers = HTTPConnection("127.0.0.1", hub.port), []
+    for _ in range(4):
+        started = time.perf_counter()
+        connection.request("GET", f"/{repo_id}/resolve/main/a.txt")
+        answer = connection.getresponse()
+        body = answer.read()
+        answers.append((answer.status, body if answer.status == 200 else b"", time.perf_counter() - started >= 0.2))
+    assert answers == [
+        (200, b"01234567", False),
+        (503, b"", False),
+        (200, b"01234567", True),
+        (200, b"01234567", False),
+    ]
+    connection.close()
 
 
 def test_cleared_failures_do_not_happen(hub, api):
