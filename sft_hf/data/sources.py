@@ -10,6 +10,7 @@ Whatever the source, its splits come out under the names train, validation and t
 import glob
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
@@ -41,6 +42,7 @@ BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".n
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "validation_matched")
 # pandas would read the texts "NA", "null" and "None" as missing; only an empty cell is.
 CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
+FILE_STEP = 10**9  # between the numbers of the first rows of two files of a stream
 AnyDataset = datasets.Dataset | datasets.IterableDataset
 
 
@@ -97,13 +99,23 @@ def sample(dataset: AnyDataset, number: int | None, *, seed: int, flag: str, buf
     if number <= 0:
         raise ArgumentError(f"{flag} {number}: expected a positive number")
     if isinstance(dataset, datasets.IterableDataset):
-        return dataset.shuffle(seed=seed, buffer_size=buffer_size).take(number)
+        sampled = dataset.shuffle(seed=seed, buffer_size=buffer_size).take(number)
+        # As a generator, since an epoch that is set would change the shuffle in it too, and so which rows are taken.
+        return datasets.IterableDataset.from_generator(
+            _rows_of, gen_kwargs={"stream": sampled}, features=dataset.features
+        )
     if number >= len(dataset):
         return dataset
     import numpy as np
 
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), size=number, replace=False))
     return dataset.select(chosen)
+
+
+def _rows_of(stream: datasets.IterableDataset) -> Iterator[dict]:
+    """In the same order in a dataloader's worker, where iter(stream) has another."""
+    for batch in stream.iter(batch_size=1):
+        yield {name: values[0] for name, values in batch.items()}
 
 
 def _load_builtin(data_args: DataArguments) -> Source:
@@ -432,14 +444,19 @@ def _named_splits(splits, data_args: DataArguments, *, kind: str, name: str) -> 
         named[role] = splits[split]
     if chosen["validation"] == chosen["train"] or chosen["test"] == chosen["train"]:
         raise ArgumentError(f"--train_split_name {chosen['train']} is also the split to validate or test on.")
-    return Source(_with_example_ids(named), kind=kind, name=name)
+    return Source(_with_example_ids(named, in_memory=kind == "memory"), kind=kind, name=name)
 
 
-def _with_example_ids(splits: dict[str, AnyDataset]) -> dict[str, AnyDataset]:
-    return {split: _with_example_id(dataset) for split, dataset in splits.items()}
+def _with_example_ids(splits: dict[str, AnyDataset], *, in_memory: bool = False) -> dict[str, AnyDataset]:
+    """With the row numbers; of a stream to train on, whose files are shuffled too, each file has numbers of its own."""
+    # What a stream of the user's own is made of, by take() or interleave, can be other rows when it is taken apart.
+    return {
+        split: _with_example_id(dataset, by_file=split == "train" and not in_memory)
+        for split, dataset in splits.items()
+    }
 
 
-def _with_example_id(dataset: AnyDataset) -> AnyDataset:
+def _with_example_id(dataset: AnyDataset, *, by_file: bool) -> AnyDataset:
     columns = dataset.column_names or []
     if EXAMPLE_ID in columns:
         logger.info("the column %s of the dataset is replaced by the row number", EXAMPLE_ID)
@@ -448,7 +465,12 @@ def _with_example_id(dataset: AnyDataset) -> AnyDataset:
         # A map would decode every picture and sound, and encode it again as another file without a name.
         dataset = undecoded(_with_features(dataset).decode(False))
         features = datasets.Features({**dataset.features, EXAMPLE_ID: datasets.Value("int64")})
-        return dataset.map(_number_rows, with_indices=True, features=features)
+        number = partial(datasets.IterableDataset.map, with_indices=True, features=features)
+        if not by_file:
+            return number(dataset, _NumberRows()).skip(0)  # after a skip no shuffle changes the order of the files
+        # Each file by itself: a shuffle reads them in another order, and then each would be counted from 0.
+        files = [dataset.shard(dataset.num_shards, index) for index in range(dataset.num_shards)]
+        return datasets.concatenate_datasets([number(file, _NumberRows(index)) for index, file in enumerate(files)])
     return undecoded(dataset).add_column(EXAMPLE_ID, list(range(len(dataset))))
 
 
@@ -457,8 +479,14 @@ def _with_features(dataset: AnyDataset) -> AnyDataset:
     return dataset._resolve_features() if dataset.features is None else dataset
 
 
-def _number_rows(example: dict, index: int) -> dict:
-    return {**example, EXAMPLE_ID: index}
+@dataclass(frozen=True)
+class _NumberRows:
+    """A picklable numbering of the rows of one file of a stream: row 17 of the file 3 is 3000000017."""
+
+    file: int = 0
+
+    def __call__(self, example: dict, index: int) -> dict:
+        return {**example, EXAMPLE_ID: self.file * FILE_STEP + index}
 
 
 def _root_cause(error: BaseException) -> str:

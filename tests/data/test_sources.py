@@ -281,7 +281,8 @@ def test_paths_of_tables_in_several_folders(tmp_path, streaming):
     assert [Path(row["img_path"]).relative_to(tmp_path).as_posix() for row in rows] == [
         "b/1.png", "b/2.png", "a/1.png", "c/x/3.png", "c/4.png", "c/5.png",
     ]  # fmt: skip
-    assert [row["example_id"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    ids = [0, 1, 10**9, 2 * 10**9, 2 * 10**9 + 1, 2 * 10**9 + 2] if streaming else [0, 1, 2, 3, 4, 5]
+    assert [row["example_id"] for row in rows] == ids
 
 
 @pytest.mark.parametrize("streaming", [False, True])
