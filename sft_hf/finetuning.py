@@ -9,7 +9,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments,
 from sft_hf.configuration import apply_environment, config_environment
 from sft_hf.data.labels import Labels
 from sft_hf.data.sources import EXAMPLE_ID
-from sft_hf.errors import ArgumentError
+from sft_hf.errors import ArgumentError, HubError
 from sft_hf.flags import Parsed, parse_arguments
 from sft_hf.method import Method
 from sft_hf.preparation import Prepared, first_rank_first, prepare
@@ -79,11 +80,30 @@ def _run(parsed: Parsed) -> dict[str, float]:
     if launching.is_main_process():
         run_folder.write_recipe(training_args.output_dir, parsed)
     with resources.explained(training_args):
-        trainer, prepared = _build(task, data_args, model_args, training_args, methods=tuple(methods), datasets=None)
-        _train(trainer, training_args)
-        results, predictions = _evaluate(trainer, prepared, started=started)
-        _leave_behind(trainer, prepared, results, parsed, predictions)
+        with hub.explained():
+            trainer, prepared = _build(
+                task, data_args, model_args, training_args, methods=tuple(methods), datasets=None
+            )
+        with _saying_what_is_left(training_args), hub.explained():
+            _train(trainer, training_args)
+            results, predictions = _evaluate(trainer, prepared, started=started)
+            _leave_behind(trainer, prepared, results, parsed, predictions)
     return _last_metrics(results)
+
+
+@contextmanager
+def _saying_what_is_left(training_args: FinetuningArguments) -> Iterator[None]:
+    """A Hub that fails while a run streams ends it, and it can go on."""
+    try:
+        yield
+    except HubError as error:
+        left = checkpoints.last_whole(Path(training_args.output_dir))
+        told = (
+            f"The checkpoint {left} is whole; the same command goes on from there."
+            if left
+            else "No checkpoint was written yet; the same command begins anew."
+        )
+        raise HubError(f"{launching.message_of(error)} {told}") from error
 
 
 def build_trainer(

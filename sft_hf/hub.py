@@ -8,10 +8,12 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, is_offline_mode
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -25,7 +27,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-from sft_hf.errors import HubError, PushError
+from sft_hf.errors import HubError, PushError, SftError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -65,6 +70,7 @@ class Retries:
 
 
 DEFAULT_RETRIES = Retries()
+STREAM_RETRIES = Retries(tries=8)  # 7.3 minutes with those of the client, 23 s for each try
 
 
 def with_retries(call: Callable[[], Result], what: str, *, retries: Retries = DEFAULT_RETRIES) -> Result:
@@ -79,6 +85,34 @@ def with_retries(call: Callable[[], Result], what: str, *, retries: Retries = DE
             logger.warning("%s failed (%s); try %d of %d in %g s", what, error, attempt + 1, retries.tries, wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def read_stream(rows: "IterableDataset", *, retries: Retries = STREAM_RETRIES) -> Iterator[dict[str, Any]]:
+    """One pass over the rows of a stream whose order does not change, which survives a Hub that fails for some minutes.
+
+    What the clients do not wait for is waited for here: they try a broken connection again for 9 minutes and a silent one for
+    29, but give up on a 503 after 23 seconds. Then the pass begins anew, behind the rows that were given. Raises HubError.
+    """
+    given = failures = 0
+    while True:
+        try:
+            # Not iter(rows): in a dataloader's worker that is another order.
+            for batch in islice(rows.iter(batch_size=1), given, None):
+                given, failures = given + 1, 0
+                yield {name: values[0] for name, values in batch.items()}
+        except Exception as error:
+            failures += 1
+            if not is_from_hub(error):
+                raise
+            if failures == retries.tries or _status_of(error) not in RETRIED_STATUS:
+                raise explain_reading(error) from error
+            wait = retries.first_wait_seconds * 2 ** (failures - 1)
+            logger.warning(
+                "a stream broke at row %d (%s); try %d of %d in %g s", given, error, failures + 1, retries.tries, wait
+            )
+            time.sleep(wait)
+        else:
+            return
 
 
 def is_transient(error: BaseException) -> bool:
@@ -118,7 +152,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def explain(error: BaseException, *, kind: str, repo_id: str, flag: str) -> HubError:
     """The user's view of what the Hub answered. `kind` is model or dataset, `flag` the one that named `repo_id`."""
     page = f"the page of {repo_id} on the Hub"
-    error = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), error)
+    causes = list(_causes(error))
+    answers = [cause for cause in causes if isinstance(cause, HfHubHTTPError)]
+    error = next(iter(answers or filter(_is_of_network, causes)), error)
     if isinstance(error, GatedRepoError):
         return HubError(
             f"{flag} {repo_id}: this {kind} is gated. Ask for access on {page}, then log in with `hf auth login` or set "
@@ -137,6 +173,43 @@ def explain(error: BaseException, *, kind: str, repo_id: str, flag: str) -> HubE
     if is_offline_mode() or isinstance(error, OfflineModeIsEnabled):
         return HubError(f"{flag} {repo_id}: HF_HUB_OFFLINE is set and this {kind} is not in the cache. Unset it once.")
     return HubError(f"{flag} {repo_id}: the Hub could not be asked ({type(error).__name__}: {error}).")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn an answer of the Hub's, or one that did not come, that nothing nearer explains, into a HubError."""
+    try:
+        yield
+    except SftError:
+        raise
+    except Exception as error:
+        if all(_request_of(cause) is None for cause in _causes(error)):
+            raise
+        raise explain_reading(error) from error
+
+
+def explain_reading(error: BaseException) -> HubError:
+    """The user's view of a file, or of another answer of the Hub's, that did not come while a run reads; names its address."""
+    causes = list(_causes(error))
+    answer = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    urls = [str(request.url).partition("?")[0] for cause in causes if (request := _request_of(cause)) is not None]
+    if answer is not None:
+        said = f"HTTP {answer.response.status_code}"
+        said += f", {answer.server_message}" if answer.server_message else ""
+    else:
+        said = f"no whole answer, {type(causes[-1]).__name__}: {causes[-1]}"
+    return HubError(f"{urls[0] if urls else 'The Hub'} cannot be read: {said}.")
+
+
+def _request_of(error: BaseException) -> Any:
+    try:
+        return getattr(error, "request", None)
+    except RuntimeError:  # what httpx raises of an error that knows of none
+        return None
+
+
+def _status_of(error: BaseException) -> int | None:
+    return next((cause.response.status_code for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
 
 
 def cached_commit(repo_id: str, revision: str | None, cache_dir: str | None) -> str | None:

@@ -160,7 +160,7 @@ def exit_codes() -> Iterator[None]:
             # The launcher ends all ranks as soon as one has ended: this one, once the main process has spoken, but also
             # the main process before it could, if this one went first.
             time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
-        print(f"\n{_label(error)}: {_message(error)}", file=sys.stderr)
+        print(f"\n{_label(error)}: {message_of(error)}", file=sys.stderr)
         _exit(error.exit_code)
     except BaseException:
         _record_exit_code(1)
@@ -169,7 +169,7 @@ def exit_codes() -> Iterator[None]:
         _record_exit_code(0)
 
 
-def _message(error: SftError) -> str:
+def message_of(error: SftError) -> str:
     """Without the traceback that torch puts before the message of an error in a dataloader's worker."""
     message = str(error)
     return message.rpartition(f".{type(error).__name__}: ")[2].strip() if message.startswith("Caught ") else message

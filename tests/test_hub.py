@@ -149,6 +149,7 @@ def test_a_retry_is_logged_with_the_call_and_the_wait(monkeypatch, caplog):
         (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set and this model is not in the cache"),
         (answered(503), r"the Hub could not be asked \(HfHubHTTPError: 503 from the Hub\)"),
         (httpx.ConnectError("no route"), r"the Hub could not be asked \(ConnectError: no route\)"),
+        (wrapped(httpx.ReadTimeout("too slow")), r"the Hub could not be asked \(ReadTimeout: too slow\)"),
     ],
     ids=repr,
 )
