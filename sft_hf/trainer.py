@@ -19,18 +19,21 @@ from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
 from sft_hf import checkpoints, hub, resources
 from sft_hf.callbacks import StopOnSignal, Timing
 from sft_hf.data.order import (
+    REPEATED_ID,
     EvaluationBatches,
-    EveryNth,
+    EvaluationStream,
     GroupedByLength,
     KeyedByEpoch,
     ReadExamples,
-    ReadStream,
     Shuffled,
+    TrainingStream,
 )
 from sft_hf.divergence import StepRecord, StopOnDivergence
 from sft_hf.errors import ArgumentError, ModelError, PushError
@@ -72,7 +75,7 @@ class SftTrainer(Trainer):
             self.train_loss = method.wrap_loss(self.train_loss)
         self._read_train = read_train
         self._read_evaluation = read_evaluation
-        self._train_stream: ReadStream | None = None
+        self._train_stream: TrainingStream | None = None
         self._checked_hub_model_id = hub_model_id
         self._freeze_base_model = freeze_base_model
         self._push_thread = ThreadPoolExecutor(max_workers=1)
@@ -122,20 +125,65 @@ class SftTrainer(Trainer):
         )
 
     def _get_dataloader(self, dataset: Dataset | IterableDataset, *args, **kwargs) -> DataLoader:
+        if isinstance(dataset, IterableDataset):
+            return self._get_train_stream(dataset)
         return super()._get_dataloader(self._reading(dataset, self._read_train), *args, **kwargs)
 
-    def _reading(self, dataset: Dataset | IterableDataset, read: Reader | None) -> Any:
+    def _reading(self, dataset: Dataset, read: Reader | None) -> Any:
         """The dataset whose rows are read on the fly, in the dataloader's workers."""
-        if read is None:
-            return dataset
-        if not isinstance(dataset, IterableDataset):
-            return ReadExamples(dataset, read)
-        reader = ReadStream(read)
-        if read is self._read_train:
-            self._train_stream = reader
-        return dataset.map(reader, remove_columns=dataset.column_names)
+        return dataset if read is None else ReadExamples(dataset, read)
 
-    def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs) -> None:
+    def _get_train_stream(self, dataset: IterableDataset) -> DataLoader:
+        """Batches of this rank alone, by one reader: several would each have an order of their own."""
+        self._train_stream = TrainingStream(
+            dataset,
+            self.data_collator,
+            read=self._read_train,
+            batch_size=self._train_batch_size,
+            num_micro_batches=self.args.gradient_accumulation_steps,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+        num_workers = min(1, self.args.dataloader_num_workers)
+        return DataLoader(
+            self._train_stream,
+            batch_size=None,
+            collate_fn=_the_same,
+            num_workers=num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers and num_workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor if num_workers else None,
+        )
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """As the Trainer's: epochs, and micro-batches of the next one, that are trained.
+
+        How long an epoch of a stream is it does not know and takes max_steps for it, of which `epoch` in a checkpoint tells the
+        part.
+        """
+        trained = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if checkpoint is None or not isinstance(self.train_dataset, IterableDataset):
+            return trained
+        if self.state.global_step >= max_steps:
+            return num_train_epochs, 0
+        before = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        epochs = int(before.epoch)
+        return epochs, round((before.epoch - epochs) * before.max_steps) * self.args.gradient_accumulation_steps
+
+    def _run_epoch(
+        self,
+        *,
+        epoch: int,
+        train_dataloader: DataLoader,
+        resume_from_checkpoint: str | None,
+        epochs_trained: int,
+        steps_trained_in_current_epoch: int,
+        **kwargs,
+    ) -> None:
         """Tell the sampler which epoch begins: behind the wrappers of a resumed epoch on several ranks nobody else does."""
         sampler = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(sampler, "batch_sampler"):
@@ -143,7 +191,17 @@ class SftTrainer(Trainer):
         for reader in (getattr(sampler, "sampler", None), self._train_stream):
             if hasattr(reader, "set_epoch"):
                 reader.set_epoch(epoch)
-        super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
+        if self._train_stream is not None:
+            is_resumed = resume_from_checkpoint is not None and epoch == epochs_trained
+            self._train_stream.num_skipped = steps_trained_in_current_epoch if is_resumed else 0
+        super()._run_epoch(
+            epoch=epoch,
+            train_dataloader=train_dataloader,
+            resume_from_checkpoint=resume_from_checkpoint,
+            epochs_trained=epochs_trained,
+            steps_trained_in_current_epoch=steps_trained_in_current_epoch,
+            **kwargs,
+        )
 
     # ---- batch size ----
 
@@ -240,6 +298,8 @@ class SftTrainer(Trainer):
             for method in self.methods:
                 batch = method.wrap_batch(batch, step=self.state.global_step, seed=self.args.seed)
             batches.append(batch)
+        if not batches and self._train_stream is not None:
+            self.state.epoch = self._train_stream.rows.epoch + 1.0  # its end, which only now is known
         return batches, self._denominators(batches, device) if batches else None
 
     def _without_repeats(self, batch: Batch) -> Batch:
@@ -248,8 +308,10 @@ class SftTrainer(Trainer):
         They are the first ones of the epoch and would count twice. A rank left without any of its own keeps one, since all
         ranks have to run backward together, and marks it REPEATED: its loss does not count.
         """
+        if isinstance(self.train_dataset, IterableDataset):
+            return {**batch, REPEATED: True} if batch["example_id"][0] == REPEATED_ID else batch
         is_last = self.accelerator.gradient_state.end_of_dataloader
-        if self.args.world_size == 1 or not is_last or isinstance(self.train_dataset, IterableDataset):
+        if self.args.world_size == 1 or not is_last:
             return batch
         # accelerate's own remainder is unknown to the loader of a resumed epoch.
         remainder = len(self.train_dataset) % (self._train_batch_size * self.args.world_size)
@@ -317,11 +379,9 @@ class SftTrainer(Trainer):
         # The bare model works, on one device also under DataParallel.
         batch_size = batch_size or self.args.per_device_eval_batch_size
         if isinstance(dataset, IterableDataset):
-            # Every reader numbers the rows by itself, so one reads them all and each rank keeps its own.
             options["num_workers"] = min(1, options["num_workers"])
-            if world_size > 1:
-                dataset = dataset.filter(EveryNth(rank, world_size))
-            return DataLoader(self._reading(dataset, self._read_evaluation), batch_size=batch_size, **options)
+            stream = EvaluationStream(dataset, read=self._read_evaluation, rank=rank, world_size=world_size)
+            return DataLoader(stream, batch_size=batch_size, **options)
         batches = EvaluationBatches(dataset, batch_size, rank=rank, world_size=world_size)
         return DataLoader(self._reading(dataset, self._read_evaluation), batch_sampler=batches, **options)
 
@@ -551,6 +611,10 @@ class SftTrainer(Trainer):
     def _finish_current_push(self) -> None:
         if self._push is not None:
             self._push.result()
+
+
+def _the_same(batch: Batch) -> Batch:
+    return batch
 
 
 def _as_it_is(_: int, prediction: Any) -> Any:

@@ -1,11 +1,13 @@
 """The gradient of a step does not depend on how its global batch was cut; evaluation counts every example once."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from accelerate.utils import gather_object
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from sft_hf import build_trainer
@@ -120,6 +122,31 @@ def test_the_logged_loss_is_the_mean_over_the_global_batch(tmp_path):
     assert losses[0] == pytest.approx(1.0986, abs=0.05)  # ln(3 classes), the head is new
 
 
+STREAMS = {
+    # The last of the steps of 4 has 3 rows, of which the second process has one; or 1 row, of which it has none.
+    "a stream": {"num_rows": 11, "num_files": 2},
+    "a stream of as many files as no rank": {"num_rows": 9, "num_files": 3, "dataloader_num_workers": 2},
+    "a stream that goes on": {"num_rows": 11, "num_files": 2, "resume": 5},
+}
+
+
+def train_on_a_stream(folder: str, *, num_rows: int, num_files: int, resume: int | None = None, **flags) -> dict:
+    """Eight steps of four examples, on one process or two: the ids of each micro-batch of each rank, and the weights."""
+    rows = topic_rows(num_rows).to_iterable_dataset(num_shards=num_files).shuffle(seed=0, buffer_size=4)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    flags = {"max_steps": 8, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 5, **flags}
+    output_dir = Path(folder) / f"stream-{num_rows}-{world_size}"
+    trainer = make_trainer(
+        output_dir, rows, batch_size=2, steps=2 // world_size, tokenizer_name=f"{folder}/bert", **flags
+    )
+    seen, prepare = [], trainer._prepare_inputs
+    trainer._prepare_inputs = lambda batch: seen.append(batch["example_id"].tolist()) or prepare(batch)
+    trainer.train(resume_from_checkpoint=str(output_dir / f"checkpoint-{resume}") if resume else None)
+    assert trainer.state.global_step == 8
+    weights = torch.cat([parameter.detach().ravel() for parameter in trainer.model.parameters()])
+    return {"ids": gather_object([seen]) if world_size > 1 else [seen], "weights": weights}
+
+
 WORKER = """
 import sys, json, torch
 sys.path.insert(0, sys.argv[1])
@@ -148,6 +175,7 @@ trainer = t.make_trainer(folder, stream, batch_size=2, tokenizer_name=sys.argv[2
 trainer.train()
 metrics, predictions = trainer.evaluate_and_predict(trainer.eval_dataset, metric_key_prefix="eval")
 results["stream"] = sorted(predictions)
+results |= {name: t.train_on_a_stream(sys.argv[2], **options) for name, options in t.STREAMS.items()}
 if trainer.args.process_index == 0:
     torch.save(results, Path(sys.argv[2]) / "results.pt")
 """
@@ -179,6 +207,16 @@ def test_two_processes_have_the_gradient_and_the_metrics_of_one(tmp_path):
     ]  # step 10 of 20 is inside the second epoch of 7 steps, the last of them short
     assert torch.equal(whole_run, resumed_run)
     assert two["stream"] == list(range(11))
+    for name, options in STREAMS.items():
+        one = train_on_a_stream(str(tmp_path), **options)
+        # Of a global batch each process has a micro-batch, as one process has two of them, one after the other.
+        ranks, alone = two[name]["ids"], one["ids"][0]
+        assert [part for step in zip(*ranks, strict=True) for part in step] == alone
+        assert relative_difference(two[name]["weights"], one["weights"]) < 1e-5
+        epoch = [key for part in alone[: -(-options["num_rows"] // 4) * 2] for key in part if key >= 0]
+        assert "resume" in options or sorted(epoch) == list(range(options["num_rows"]))
+    assert torch.equal(two["a stream"]["weights"], two["a stream that goes on"]["weights"])
+    assert [rank[5:] for rank in two["a stream"]["ids"]] == two["a stream that goes on"]["ids"]
 
 
 def test_eval_loss_does_not_depend_on_the_batch_size(tmp_path):

@@ -6,13 +6,20 @@ the key under which it reads: `epoch * number of rows + row`, so that neither th
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import Sampler
+
+from sft_hf import hub
+from sft_hf.data.columns import EXAMPLE_ID
+from sft_hf.errors import DataError
+
+REPEATED_ID = -1  # the example_id of an example that stands in for none and does not count
 
 
 class ReadExamples(TorchDataset):
@@ -29,18 +36,72 @@ class ReadExamples(TorchDataset):
         return self.read(self.rows[row], epoch)
 
 
-class ReadStream:
-    """The same for the rows of a stream, which has no keys: workers share the number of the epoch."""
+class TrainingStream(TorchIterableDataset):
+    """The micro-batches of one rank of a stream: of every global batch its part, cut as those of a map-style set are.
 
-    def __init__(self, read: Callable[[dict[str, Any], int], dict[str, Any]]):
-        self.read, self.epoch = read, torch.zeros(1, dtype=torch.int64).share_memory_()
+    Every rank reads the same rows, whose order is a function of seed and epoch, and makes examples of its own alone. The last
+    global batch of an epoch is as short as it has to be; a micro-batch that would be empty, while others of its step are not, is one
+    repeated example with REPEATED_ID for its `example_id`. So all ranks make the same number of whole steps.
+    """
+
+    def __init__(
+        self,
+        rows: IterableDataset,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        *,
+        read: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
+        batch_size: int,
+        num_micro_batches: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.rows, self.collate, self.read = rows, collate, read
+        self.batch_size, self.num_micro_batches = batch_size, num_micro_batches
+        self.rank, self.world_size = rank, world_size
+        self.num_skipped = 0  # micro-batches that a resumed epoch passes over: nothing is read for them but their rows
 
     def set_epoch(self, epoch: int) -> None:
-        """The Trainer says which epoch begins, also after a resume."""
-        self.epoch[0] = epoch
+        """The Trainer says which epoch begins, also after a resume; workers that live on hear it too."""
+        self.rows.set_epoch(epoch)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self.read(row, int(self.epoch[0]))
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows, number, first = hub.read_stream(self.rows), 0, None
+        while block := list(islice(rows, self.batch_size * self.world_size)):
+            first, start = block[0], self.batch_size * self.rank
+            yield self._batch(block[start : start + self.batch_size], first, number)
+            number += 1
+        if first is None:
+            raise DataError("The train split has no usable row.")
+        for missing in range(number, -(-number // self.num_micro_batches) * self.num_micro_batches):
+            yield self._batch([], first, missing)
+
+    def _batch(self, own: list[dict[str, Any]], other: dict[str, Any], number: int) -> dict[str, Any]:
+        if number < self.num_skipped:
+            return {}
+        examples = [self._example(row) for row in own] or [{**self._example(other), EXAMPLE_ID: REPEATED_ID}]
+        return self.collate(examples)
+
+    def _example(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row if self.read is None else self.read(row, self.rows.epoch)
+
+
+class EvaluationStream(TorchIterableDataset):
+    """The examples of one rank of a stream: every world_size-th row, since every reader numbers the rows by itself."""
+
+    def __init__(
+        self,
+        rows: IterableDataset,
+        *,
+        read: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.rows, self.read, self.rank, self.world_size = rows, read, rank, world_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row in hub.read_stream(self.rows):
+            if row[EXAMPLE_ID] % self.world_size == self.rank:
+                yield row if self.read is None else self.read(row, 0)
 
 
 class Shuffled(Sampler[int]):
@@ -137,13 +198,3 @@ class EvaluationBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.batches)
-
-
-class EveryNth:
-    """A picklable filter: the rows of one rank."""
-
-    def __init__(self, rank: int, world_size: int):
-        self.rank, self.world_size = rank, world_size
-
-    def __call__(self, example: dict) -> bool:
-        return example["example_id"] % self.world_size == self.rank

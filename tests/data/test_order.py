@@ -1,6 +1,5 @@
 """The order of training and evaluation, worked out by hand."""
 
-import pickle
 from dataclasses import dataclass
 
 import pytest
@@ -9,13 +8,14 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from sft_hf.data.order import (
     EvaluationBatches,
-    EveryNth,
+    EvaluationStream,
     GroupedByLength,
     KeyedByEpoch,
     ReadExamples,
-    ReadStream,
     Shuffled,
+    TrainingStream,
 )
+from sft_hf.errors import DataError
 
 ROWS = Dataset.from_dict({"number": [10, 20, 30, 40, 50]})
 
@@ -53,9 +53,10 @@ def test_grouping_by_length_is_a_function_of_seed_and_epoch():
     assert batches[1:] != sorted(batches[1:], reverse=True)
 
 
-def test_every_nth_row_of_a_stream_is_one_ranks():
-    keep = pickle.loads(pickle.dumps(EveryNth(1, 3)))
-    assert [row for row in range(8) if keep({"example_id": row})] == [1, 4, 7]
+def test_every_nth_row_of_an_evaluated_stream_is_one_ranks():
+    rows = Dataset.from_dict({"example_id": list(range(8))}).to_iterable_dataset(num_shards=3)
+    ranks = [EvaluationStream(rows, rank=rank, world_size=3) for rank in range(3)]
+    assert [[row["example_id"] for row in rank] for rank in ranks] == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 
 def test_shuffled_has_every_row_once_in_an_order_of_seed_and_epoch():
@@ -109,12 +110,67 @@ def test_pitfall_44_workers_are_told_the_epoch(num_workers):
         assert numbers(loader) == [10 * (row + 1) + epoch for row in order]
 
 
+def ids(examples: list[dict]) -> list[int]:
+    """A picklable collator."""
+    return [example["example_id"] for example in examples]
+
+
+def training_stream(num_rows: int, **options) -> TrainingStream:
+    rows = Dataset.from_dict({"example_id": list(range(num_rows))}).to_iterable_dataset(num_shards=min(3, num_rows))
+    return TrainingStream(rows, ids, **options)
+
+
+def test_each_rank_has_its_part_of_every_global_batch_of_a_stream():
+    """11 rows, global batches of 6: what map-style sets give each rank, without what would fill up the last one."""
+    parts = {
+        world_size: [
+            list(training_stream(11, batch_size=6 // world_size, rank=rank, world_size=world_size))
+            for rank in range(world_size)
+        ]
+        for world_size in (1, 2, 3)
+    }
+    assert parts[1] == [[[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]]
+    assert parts[2] == [[[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9, 10]]]
+    assert parts[3] == [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10]]]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "parts"),
+    [
+        (8, [[[0], [2], [4], [6]], [[1], [3], [5], [7]]]),
+        (9, [[[0], [2], [4], [6], [8], [-1]], [[1], [3], [5], [7], [-1], [-1]]]),
+        (11, [[[0], [2], [4], [6], [8], [10]], [[1], [3], [5], [7], [9], [-1]]]),
+        (1, [[[0], [-1]], [[-1], [-1]]]),
+    ],
+)
+def test_all_ranks_make_whole_steps_of_a_stream(num_rows, parts):
+    """Two micro-batches a step: without its second one the Trainer would leave a step undone and its gradient to the next."""
+    options = {"batch_size": 1, "num_micro_batches": 2, "world_size": 2}
+    rows = Dataset.from_dict({"example_id": list(range(num_rows))}).to_iterable_dataset()
+    assert [list(TrainingStream(rows, ids, rank=rank, **options)) for rank in range(2)] == parts
+
+
+def test_a_stream_without_a_row_is_an_error():
+    rows = ROWS.add_column("example_id", list(range(5))).to_iterable_dataset().filter(lambda row: False)
+    with pytest.raises(DataError, match="The train split has no usable row"):
+        next(iter(TrainingStream(rows, ids, batch_size=2)))
+
+
+def test_a_rank_makes_examples_of_its_own_rows_alone_and_of_none_that_are_skipped():
+    read = []
+    options = {"read": lambda row, epoch: read.append(row["example_id"]) or row, "batch_size": 2, "world_size": 2}
+    stream = training_stream(11, rank=1, **options)
+    stream.num_skipped = 1
+    assert list(stream) == [{}, [6, 7], [10]]
+    assert read == [6, 7, 10]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_pitfall_44_a_stream_is_told_the_epoch_too(num_workers):
-    reader = ReadStream(Read())
-    stream = ROWS.to_iterable_dataset().map(reader)
+    rows = ROWS.add_column("example_id", list(range(5))).to_iterable_dataset()
+    stream = TrainingStream(rows, list, read=Read(), batch_size=2)
     options = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    loader = DataLoader(stream, batch_size=2, collate_fn=list, **options)
+    loader = DataLoader(stream, batch_size=None, **options)
     assert numbers(loader) == [10, 20, 30, 40, 50]
-    reader.set_epoch(2)
+    stream.set_epoch(2)
     assert numbers(loader) == [12, 22, 32, 42, 52]
