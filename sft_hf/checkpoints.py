@@ -12,7 +12,7 @@ one file in it says that a checkpoint is whole: the manifest does, with the size
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,11 +74,13 @@ def last_whole(run: Path) -> Path | None:
 
 
 def discard_broken(run: Path) -> None:
-    """Delete what is left of checkpoints that are not whole.
+    """Delete what is left of checkpoints that are not whole, and of a model that safetensors was writing.
 
     They cannot be used, they take the place of those that can on a full disk, and counted by --save_total_limit they would push out
     whole ones.
     """
+    for unfinished in run.glob(".tmp??????"):
+        unfinished.unlink()
     for checkpoint in checkpoints(run):
         if what_is_missing(checkpoint) is not None:
             discard(checkpoint)
@@ -90,10 +92,10 @@ def discard(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def rotate(run: Path, *, limit: int | None, keep: Path | None) -> None:
-    """Delete whole checkpoints beyond `limit`, oldest first; never the newest one written, nor `keep`, the best.
+def rotate(run: Path, *, limit: int | None, keep: Collection[Path] = ()) -> None:
+    """Delete whole checkpoints beyond `limit`, oldest first; never the newest one written, nor those of `keep`.
 
-    `limit` counts the best one too, but both stay where they differ and it is 1. None or 0 deletes nothing.
+    `limit` counts these too, but all of them stay. None or 0 deletes nothing.
     """
     if not limit or limit < 0:
         return
@@ -101,7 +103,7 @@ def rotate(run: Path, *, limit: int | None, keep: Path | None) -> None:
     there = sorted(
         checkpoints(run), key=lambda path: (path / MANIFEST).stat().st_mtime_ns if (path / MANIFEST).exists() else 0
     )
-    protected = {path.name for path in (*there[-1:], keep) if path is not None}
+    protected = {path.name for path in (*there[-1:], *keep)}
     surplus = len(there) - max(limit, len(protected))
     for checkpoint in [path for path in there if path.name not in protected][: max(0, surplus)]:
         discard(checkpoint)

@@ -151,10 +151,26 @@ def exit_codes() -> Iterator[None]:
     except SystemExit as error:
         _record_exit_code(error.code if isinstance(error.code, int) else int(error.code is not None))
         raise
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not _is_an_interrupt(error):
+            _report(error)
+            raise
         print("\nInterrupted.", file=sys.stderr)
         _exit(130)
-    except SftError as error:
+    else:
+        _record_exit_code(0)
+
+
+def _is_an_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the bottom of it: datasets and others raise an error of their own from it."""
+    return error is not None and (
+        isinstance(error, KeyboardInterrupt) or _is_an_interrupt(error.__cause__ or error.__context__)
+    )
+
+
+def _report(error: BaseException) -> None:
+    """Note the exit code, and end the process with the message if it is an error of ours."""
+    if isinstance(error, SftError):
         _record_exit_code(error.exit_code)
         if not is_main_process() and isinstance(error, (UserError, Interrupted)):
             # The launcher ends all ranks as soon as one has ended: this one, once the main process has spoken, but also
@@ -162,11 +178,7 @@ def exit_codes() -> Iterator[None]:
             time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
         print(f"\n{_label(error)}: {message_of(error)}", file=sys.stderr)
         _exit(error.exit_code)
-    except BaseException:
-        _record_exit_code(1)
-        raise
-    else:
-        _record_exit_code(0)
+    _record_exit_code(1)
 
 
 def message_of(error: SftError) -> str:

@@ -160,12 +160,19 @@ class SftTrainer(Trainer):
     ) -> tuple[int, int]:
         """As the Trainer's: epochs, and micro-batches of the next one, that are trained.
 
-        How long an epoch of a stream is it does not know and takes max_steps for it, of which `epoch` in a checkpoint tells the
+        The best checkpoint is found again if the folder of the run was moved, or is named from elsewhere. How long an epoch of a stream is it does not know and takes max_steps for it, of which `epoch` in a checkpoint tells the
         part.
         """
         trained = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
         )
+        best = Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.best_global_step}"
+        if self.state.best_model_checkpoint is None and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        if checkpoint is not None:
+            self._rotate(
+                self.args.save_total_limit, Path(checkpoint)
+            )  # killed before it could, the run left one too many
         if checkpoint is None or not isinstance(self.train_dataset, IterableDataset):
             return trained
         if self.state.global_step >= max_steps:
@@ -514,14 +521,6 @@ class SftTrainer(Trainer):
         else:
             self._load_weights(resume_from_checkpoint)
 
-    def _init_training_state(self, *args, **kwargs):
-        """As the Trainer's; the best checkpoint is found again if the folder of the run was moved, or is named from elsewhere."""
-        state = super()._init_training_state(*args, **kwargs)
-        best = Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.best_global_step}"
-        if self.state.best_model_checkpoint is None and best.is_dir():
-            self.state.best_model_checkpoint = str(best)
-        return state
-
     def _load_best_model(self) -> None:
         if self._is_sharded_or_wrapped:
             super()._load_best_model()
@@ -564,12 +563,15 @@ class SftTrainer(Trainer):
                     checkpoints.write_manifest(folder, num_processes=self.args.world_size)
         finally:
             self.args.save_total_limit = limit
-        if not self.args.should_save:
-            return
-        if self.args.push_to_hub:
+        if self.args.should_save and self.args.push_to_hub:
             self._push_whole_checkpoint(str(folder))
-        best = self.state.best_model_checkpoint
-        checkpoints.rotate(folder.parent, limit=limit, keep=Path(best) if best else None)
+        self._rotate(limit)
+
+    def _rotate(self, limit: int | None, *keep: Path) -> None:
+        """--save_total_limit: delete what is over it, but for the best, the newest and `keep`."""
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            checkpoints.rotate(Path(self.args.output_dir), limit=limit, keep=(*keep, *([Path(best)] if best else [])))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: the Trainer calls it before the checkpoint is whole."""

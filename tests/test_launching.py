@@ -302,6 +302,20 @@ def test_workers_read_ahead_where_the_model_computes_elsewhere(monkeypatch):
     assert num_reading_workers(on_cpu=False) == 8
 
 
+def test_ctrl_c_is_one_also_where_a_library_makes_an_error_of_it():
+    """datasets raises DatasetGenerationError from it while it reads, and ours comes from that."""
+
+    def read():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise DataError("train.csv cannot be read") from interrupt
+
+    with pytest.raises(SystemExit) as stopped, exit_codes():
+        read()
+    assert stopped.value.code == 130
+
+
 # ---- launchers that die (pitfall 41) ----
 
 RANK = """

@@ -32,6 +32,7 @@ TRANSCRIPTION = "transcription"
 
 PROBLEM_TYPE_FLAG = "--problem_type"
 BOOLEAN_NAMES = ("False", "True")
+LARGEST_TARGET = 1e18  # the squares of some of them are still less than what float32 holds, 3.4e38
 INTEGER = re.compile(r"[+-]?\d+")
 LISTS = (list, tuple, np.ndarray)
 
@@ -177,6 +178,10 @@ class Labels:
             raise self._refused(item, f"{PROBLEM_TYPE_FLAG} {REGRESSION} needs numbers") from None
         if not math.isfinite(number):
             raise self._refused(item, f"{PROBLEM_TYPE_FLAG} {REGRESSION} needs finite numbers")
+        if abs(number) > LARGEST_TARGET:
+            raise self._refused(
+                item, f"a squared error of it is more than float32 holds; scale the targets below {LARGEST_TARGET:g}"
+            )
         return number
 
     def _refused(self, value: Any, reason: str) -> DataError:

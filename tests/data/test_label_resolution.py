@@ -228,6 +228,7 @@ def test_minus_one_in_every_row_of_a_regression_test_is_a_warning(caplog):
     [
         (["1", "x"], STRING, {}, rf"the label 'x': {PROBLEM_TYPE_FLAG} regression needs numbers \(1 rows of train\)"),
         ([1.0, float("inf")], FLOAT, {}, "the label inf: .* needs finite numbers"),
+        ([1.0, 1e39], FLOAT, {}, r"the label 1e\+39: a squared error of it is more than float32 holds"),
         ([[1.0, None], [0.5, 1.0]], List(FLOAT), {}, "some of its targets are missing"),
         ([[1.0], [0.5, 1.0]], List(FLOAT), {}, "needs as many numbers in every row; there are 1, 2"),
         ([[0.1, 0.2]], List(FLOAT), {"label_names": ["x"]}, "has 2 targets here, .* has 1 names"),
