@@ -29,6 +29,7 @@ from sft_hf.flags import Parsed, parse_arguments
 from sft_hf.method import Method
 from sft_hf.preparation import Prepared, first_rank_first, prepare
 from sft_hf.pretrained import freeze_base_model, resolve_model
+from sft_hf.sharding import whole_models
 from sft_hf.task import AnyDataset, Task
 from sft_hf.trainer import SftTrainer
 
@@ -132,7 +133,7 @@ def _build(task, data_args, model_args, training_args, *, methods, datasets) -> 
         if line:
             logger.info(line)
     resolve_model(model_args)  # a misspelt model is an error before the dataset is downloaded
-    with first_rank_first(training_args):
+    with first_rank_first(training_args), whole_models():
         prepared = prepare(task, data_args, model_args, training_args, datasets=datasets)
     if model_args.freeze_base_model:
         freeze_base_model(prepared.model)
@@ -280,14 +281,15 @@ def _leave_behind(
     artefacts.save_model(trainer, prepared, training_args.output_dir)
     if not launching.is_main_process():
         return
-    artefacts.check_reload(
-        trainer,
-        prepared,
-        sample_rows,
-        expected,
-        training_args.output_dir,
-        trust_remote_code=parsed.instances[1].trust_remote_code,
-    )
+    with whole_models():
+        artefacts.check_reload(
+            trainer,
+            prepared,
+            sample_rows,
+            expected,
+            training_args.output_dir,
+            trust_remote_code=parsed.instances[1].trust_remote_code,
+        )
     reports = Path(training_args.output_dir) / "reports"
     trainer.task.report_examples(
         sample_rows,

@@ -42,6 +42,7 @@ from sft_hf.losses import Loss
 from sft_hf.method import Method
 from sft_hf.metrics import Metrics
 from sft_hf.pretrained import base_modules
+from sft_hf.sharding import fit_fsdp, whole_weights
 from sft_hf.task import Batch, Task
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ class SftTrainer(Trainer):
         super().__init__(**kwargs)
         # Before transformers had loss_is_scaled_for_ga (5.18), this was what kept it from dividing once more.
         self.model_accepts_loss_kwargs = True
+        if self.is_fsdp_enabled:
+            fit_fsdp(self.accelerator.state.fsdp_plugin, self.model)
         self.timing = Timing()
         self.signals = SignalWatch()
         self.add_callback(self.timing)
@@ -446,15 +449,17 @@ class SftTrainer(Trainer):
         model = self._evaluation_model()
         model.eval()
         own = getattr(dataloader.batch_sampler, "num_own", None)
-        for step, batch in enumerate(dataloader):
-            batch = self._prepare_inputs(batch)
-            with self.compute_loss_context_manager():
-                outputs, sums = self.task.loss_sums(self.loss, model, batch)
-            if own is None or step < own:
-                yield batch, outputs, sums
+        gather_again = not self.is_fsdp_enabled or self.accelerator.state.fsdp_plugin.reshard_after_forward
+        with whole_weights(model, gather_again=gather_again):
+            for step, batch in enumerate(dataloader):
+                batch = self._prepare_inputs(batch)
+                with self.compute_loss_context_manager():
+                    outputs, sums = self.task.loss_sums(self.loss, model, batch)
+                if own is None or step < own:
+                    yield batch, outputs, sums
 
     def _evaluation_model(self) -> torch.nn.Module:
-        """Sharded models compute together; any other rank works on its own copy and at its own pace."""
+        """The wrapped model where weights are shared; any other rank works on its own copy and at its own pace."""
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return self.model_wrapped
         if not self.accelerator._models:
