@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 import sft_hf
-from sft_hf.errors import ArgumentError, SftError
+from sft_hf.errors import ArgumentError, LaunchError, SftError
 
 PACKAGE = Path(__file__).parent
 EXIT_CODES = (
@@ -102,15 +102,16 @@ def launch(path: Path, arguments: list[str], num_processes: int | None, accelera
     The launcher turns every failure into 1 and leaves its children running on SIGTERM (pitfall 41). So the ranks note
     their code in a file, and signals go to them, not to it.
     """
-    from sft_hf.launching import EXIT_CODE_FILE
+    from sft_hf.launching import EXIT_CODE_FILE, launcher_flags
 
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(_config(accelerate_config))]
-    if num_processes is not None:
-        command += ["--num_processes", str(num_processes)]
+    config = _config(accelerate_config)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    is_ours = config.parent == shipped("accelerate_configs")
+    flags = launcher_flags(config, num_processes=num_processes, is_ours=is_ours)
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "exit_code"
         environment = {**os.environ, EXIT_CODE_FILE: str(code_file)}
-        launcher = subprocess.Popen([*command, str(path), *arguments], env=environment, start_new_session=True)
+        launcher = subprocess.Popen([*command, *flags, str(path), *arguments], env=environment, start_new_session=True)
         forwarded: list[int] = []
 
         def forward(number: int, _frame) -> None:
@@ -124,6 +125,12 @@ def launch(path: Path, arguments: list[str], num_processes: int | None, accelera
             for number, handler in previous.items():
                 signal.signal(number, handler)
         noted = code_file.read_text().strip() if code_file.exists() else ""
+    if launcher_code != 0 and not noted and not forwarded and "--main_process_ip" in flags:
+        raise LaunchError(
+            "The launcher ended before any process of this machine did; its own error is above. A time-out means that the machines "
+            f"did not find each other within its 15 minutes: {' '.join(flags)}. Every machine has to run the same command with its "
+            "own MACHINE_RANK, and to reach that address and port."
+        )
     return _exit_code(launcher_code, noted, forwarded)
 
 

@@ -58,13 +58,15 @@ def finetune(
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
         if launching.is_launched():
             launching.end_with_the_launcher()
-        parsed = parse_arguments(
-            (DataArguments, ModelArguments, FinetuningArguments, task_class, *methods),
-            arguments,
-            defaults=defaults,
-            model_defaults=model_defaults,
-            description=description,
-        )
+        launching.check_sharding()
+        with launching.finding_each_other():  # the arguments of the Trainer join the process group
+            parsed = parse_arguments(
+                (DataArguments, ModelArguments, FinetuningArguments, task_class, *methods),
+                arguments,
+                defaults=defaults,
+                model_defaults=model_defaults,
+                description=description,
+            )
         return _run(parsed)
 
 
@@ -73,6 +75,12 @@ def _run(parsed: Parsed) -> dict[str, float]:
     started = time.time()
     _set_up_logging(training_args)
     launching.check_world_size(training_args.world_size)
+    launching.check_sharding(use_cpu=training_args.use_cpu)
+    if line := launching.check_devices(use_cpu=training_args.use_cpu):
+        logger.info(line)
+    if not training_args.save_on_each_node:
+        with launching.finding_each_other():
+            launching.check_shared_folder(Path(training_args.output_dir))
     state = run_folder.state_of(Path(training_args.output_dir), parsed, training_args.resume)
     if training_args.push_to_hub:
         training_args.hub_model_id = _check_hub(training_args)
@@ -126,6 +134,7 @@ def build_trainer(
 
 def _build(task, data_args, model_args, training_args, *, methods, datasets) -> tuple[SftTrainer, Prepared]:
     launching.keep_freed_memory()
+    _use_one_accelerator(training_args)
     for line in (
         launching.use_all_cores(training_args.num_cpu_threads_per_process),
         resolve_cpu_precision(training_args),
@@ -165,6 +174,11 @@ def _build(task, data_args, model_args, training_args, *, methods, datasets) -> 
         callbacks=callbacks,
     )
     return trainer, prepared
+
+
+def _use_one_accelerator(training_args: FinetuningArguments) -> None:
+    """Of several GPUs that one process sees the first, not all by torch.nn.DataParallel with a batch as many times as large."""
+    training_args._n_gpu = min(training_args.n_gpu, 1)
 
 
 def _readers(task: Task, prepared: Prepared, training_args: FinetuningArguments) -> dict[str, Any]:

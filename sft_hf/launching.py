@@ -6,20 +6,33 @@ torchrun --nproc_per_node 2 recipes/...       WORLD_SIZE=2, two ranks that must 
 """
 
 import ctypes
+import importlib.util
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sft_hf.errors import Interrupted, LaunchError, SftError, UserError
 
 # Where `sft-hf train` reads the exit code that `accelerate launch` and torchrun turn into 1 (pitfall 41).
 EXIT_CODE_FILE = "SFT_HF_EXIT_CODE_FILE"
 SECONDS_FOR_THE_MAIN_PROCESS = 10
+# The variable by which the launcher says that a model's weights are shared among ranks.
+SHARDED = {"FSDP": "ACCELERATE_USE_FSDP", "DEEPSPEED": "ACCELERATE_USE_DEEPSPEED"}
+# Flags of the launcher on several machines, and the variables that tell them: torch's or a script's, then SLURM's.
+MACHINE_VARIABLES = {
+    "machine_rank": ("MACHINE_RANK", "NODE_RANK", "SLURM_NODEID"),
+    "num_machines": ("NNODES", "SLURM_NNODES"),
+    "main_process_ip": ("MASTER_ADDR",),
+    "main_process_port": ("MASTER_PORT",),
+}
 
 
 def is_main_process() -> bool:
@@ -101,6 +114,168 @@ def check_world_size(world_size: int) -> None:
             "save alone. On a machine without an accelerator start them with "
             "--config_file accelerate_configs/multi_cpu.yaml."
         )
+
+
+def num_accelerators() -> int:
+    """Devices of this machine of which each can hold one process of a run: GPUs and their kind, not Apple's MPS."""
+    import torch
+
+    if not torch.accelerator.is_available() or torch.accelerator.current_accelerator().type == "mps":
+        return 0
+    return torch.accelerator.device_count()
+
+
+def check_sharding(*, use_cpu: bool = False) -> None:
+    """LaunchError where the launcher's file is one of FSDP or DeepSpeed and this machine cannot serve it (pitfall 30).
+
+    Without an accelerator both are plain data parallel without a word. `use_cpu` is the run's own flag.
+    """
+    asked = [kind for kind, name in SHARDED.items() if os.environ.get(name, "false").lower() == "true"]
+    if asked:
+        check_machine_serves(asked[0], accelerators=0 if use_cpu else num_accelerators(), use_cpu=use_cpu)
+
+
+def check_machine_serves(distributed_type: str, *, accelerators: int, use_cpu: bool = False) -> None:
+    """LaunchError for FSDP or DEEPSPEED without accelerators, or for the second without deepspeed; others are served."""
+    if distributed_type not in SHARDED:
+        return
+    name = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}[distributed_type]
+    if accelerators == 0:
+        why = "--use_cpu true takes the CPU" if use_cpu else "torch finds none on this machine"
+        raise LaunchError(
+            f"The accelerate configuration asks for {name}, which shares a model among GPUs, but {why}: each process would "
+            "train the whole model. On the CPU use accelerate_configs/cpu.yaml, for several processes multi_cpu.yaml beside it."
+        )
+    if distributed_type == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise LaunchError(
+            "The accelerate configuration asks for DeepSpeed, which is not installed: pip install deepspeed, or use "
+            "accelerate_configs/fsdp2.yaml, which needs torch alone."
+        )
+
+
+def check_devices(*, use_cpu: bool) -> str | None:
+    """LaunchError where this machine has fewer accelerators than processes; the line to log where it has more, or None."""
+    accelerators = 0 if use_cpu else num_accelerators()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < accelerators < processes:
+        raise LaunchError(
+            f"The launcher started {processes} processes on this machine, which has {accelerators} accelerator(s), one for each "
+            f"process. Give --num_processes {accelerators} to the launcher, or --use_cpu true to the recipe."
+        )
+    if accelerators > processes:
+        return f"{processes} of this machine's {accelerators} accelerators at work; the launcher's --num_processes changes it"
+    return None
+
+
+@contextmanager
+def finding_each_other() -> Iterator[None]:
+    """LaunchError instead of torch's, where a process cannot reach the others."""
+    from torch.distributed import DistError
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "connectFullMesh" not in str(error):  # gloo raises a bare RuntimeError
+            raise
+        place = {name: os.environ.get(name, "not set") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+        raise LaunchError(
+            f"The processes do not find each other ({', '.join(f'{name} {value}' for name, value in place.items())}): "
+            f"{str(error).splitlines()[0][:300]}. Every machine has to reach that address and port, and the network interface that leads "
+            "there may have to be named: GLOO_SOCKET_IFNAME on the CPU, NCCL_SOCKET_IFNAME on GPUs (`ip address` lists them)."
+        ) from error
+
+
+def check_shared_folder(folder: Path, *, seconds: float = 10) -> None:
+    """LaunchError on every rank where a machine does not see, within `seconds`, what the first one writes in `folder`.
+
+    Checkpoints and results would lie on the first machine alone, and no other could go on from them or load the best model.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1"):
+        return
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    mark = folder / f".{uuid.uuid4().hex}"
+    if is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    [name] = broadcast_object_list([mark.name])
+    is_there = _appears(folder / name, seconds=seconds)
+    blind = sorted({host for host, sees in gather_object([(socket.gethostname(), is_there)]) if not sees})
+    if is_main_process():
+        mark.unlink()
+    if blind:
+        raise LaunchError(
+            f"--output_dir {folder} is not one folder for all machines: {', '.join(blind)} does not see what the first machine writes "
+            "there. Choose a folder that all of them mount, or --save_on_each_node true to write checkpoints on every machine."
+        )
+
+
+def _appears(path: Path, *, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+# ---- what `sft-hf train` tells the launcher ----
+
+
+def launcher_flags(config_file: Path, *, num_processes: int | None, is_ours: bool) -> list[str]:
+    """Flags of `accelerate launch` that its file cannot know: how many accelerators there are, and which machine this is.
+
+    Raises LaunchError for a file that this machine cannot serve, and where variables of several machines are missing. A file of
+    ours takes all accelerators unless `num_processes` says otherwise; it is the number on all machines together.
+    """
+    import yaml
+
+    config = yaml.safe_load(config_file.read_text()) or {}
+    kind = str(config.get("distributed_type", "NO"))
+    if kind in SHARDED:
+        check_machine_serves(kind, accelerators=num_accelerators())
+    machine = machine_flags(config_file.name, config) if int(config.get("num_machines", 1)) > 1 else {}
+    num_machines = int(machine.get("num_machines", 1))
+    if (
+        num_processes is None
+        and is_ours
+        and config.get("gpu_ids") == "all"
+        and kind != "NO"
+        and (machine or num_accelerators())
+    ):
+        num_processes = num_machines * max(1, num_accelerators())
+    if num_processes is not None and num_processes % num_machines:
+        raise LaunchError(
+            f"--num_processes {num_processes} is for all {num_machines} machines together: expected a multiple of {num_machines}."
+        )
+    flags = {**machine, **({} if num_processes is None else {"num_processes": num_processes})}
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+
+
+def machine_flags(file_name: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """Which of how many machines this is and where the first one is: from the environment, else from the file.
+
+    LaunchError that names the variables for what neither says.
+    """
+    found = {
+        flag: next((os.environ[name] for name in names if os.environ.get(name)), config.get(flag))
+        for flag, names in MACHINE_VARIABLES.items()
+    }
+    missing = [" or ".join(MACHINE_VARIABLES[flag]) for flag, value in found.items() if value is None]
+    if missing:
+        raise LaunchError(
+            f"{file_name} is for several machines, and this one does not know its place: set {', '.join(missing)}. Every machine "
+            "runs the same command; docs/scaling.md has the script for SLURM."
+        )
+    numbers = {flag: str(value) for flag, value in found.items() if flag != "main_process_ip"}
+    wrong = [f"{flag} {value}" for flag, value in numbers.items() if not value.isdecimal()]
+    if wrong or not int(numbers["machine_rank"]) < int(numbers["num_machines"]):
+        raise LaunchError(
+            f"{file_name}: expected whole numbers, and a machine_rank from 0 to num_machines - 1; the environment has "
+            + ", ".join(f"{flag} {value}" for flag, value in numbers.items())
+            + "."
+        )
+    return {flag: str(value) for flag, value in found.items()}
 
 
 class SignalWatch:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -100,7 +101,8 @@ def test_an_accelerate_configuration_by_name_or_by_path(tmp_path):
     with pytest.raises(ArgumentError) as caught:
         cli._config("fsdp")
     assert str(caught.value) == (
-        "--accelerate_config fsdp: no such file, and no configuration of ours; there are multi_cpu, multi_gpu."
+        "--accelerate_config fsdp: no such file, and no configuration of ours; there are cpu, fsdp2, multi_cpu, multi_gpu, "
+        "multi_node, single_gpu, zero2, zero3."
     )
 
 
@@ -154,6 +156,49 @@ def test_the_exit_code_is_the_ranks_own():
     assert cli._exit_code(1, "", [signal.SIGTERM]) == 143  # a rank that the signal ended before it watched for it
     assert cli._exit_code(0, "0", [signal.SIGTERM]) == 0  # the signal came after the end
     assert cli._exit_code(-9, "") == 137  # the launcher was killed
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "fsdp2",
+            "error: The accelerate configuration asks for FSDP, which shares a model among GPUs, but torch finds none",
+        ),
+        (
+            "multi_node",
+            "error: multi_node.yaml is for several machines, and this one does not know its place: set MACHINE_RANK",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_not_launched(name, told, monkeypatch):
+    """Pitfall 30, and no launcher that waits 15 minutes for another machine."""
+    for variable in ("MACHINE_RANK", "NODE_RANK", "SLURM_NODEID", "LOCAL_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    refused = run("train", "text_cls", "--accelerate_config", name)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(told)
+
+
+def test_machines_that_did_not_find_each_other_are_an_error(write, monkeypatch, tmp_path):
+    """The launcher ends before any rank, here because the port of the first machine is taken."""
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        place = {"MACHINE_RANK": 0, "NNODES": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        refused = run("train", write(""), "--accelerate_config", "multi_node")
+    assert refused.returncode == 2
+    assert "but another process is utilizing it" in refused.stderr  # the launcher's own error
+    assert (
+        "\nerror: The launcher ended before any process of this machine did; its own error is above." in refused.stderr
+    )
+    assert (
+        f"--machine_rank 0 --num_machines 2 --main_process_ip 127.0.0.1 --main_process_port {place['MASTER_PORT']}"
+        in refused.stderr
+    )
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """How a process was started: its threads, its ranks, its signals and its exit code."""
 
+import datetime
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +26,15 @@ from sft_hf.errors import (
 )
 from sft_hf.launching import (
     SignalWatch,
+    check_devices,
+    check_sharding,
     check_world_size,
     exit_codes,
+    finding_each_other,
     is_main_process,
+    launcher_flags,
+    machine_flags,
+    num_accelerators,
     num_reading_workers,
     use_all_cores,
 )
@@ -35,7 +44,8 @@ from sft_hf.launching import (
 def _no_launcher(monkeypatch):
     """As `python recipe.py` starts it."""
     for name in list(os.environ):
-        if name.startswith(("ACCELERATE_", "OMP_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        places = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MACHINE_RANK", "NODE_RANK", "NNODES"}
+        if name.startswith(("ACCELERATE_", "OMP_", "SLURM_", "MASTER_")) or name in places:
             monkeypatch.delenv(name)
 
 
@@ -129,6 +139,193 @@ def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch):
         "The launcher started 2 processes, but 1 of them train together: each would train and save alone. On a machine "
         "without an accelerator start them with --config_file accelerate_configs/multi_cpu.yaml."
     )
+
+
+@pytest.fixture
+def accelerators(monkeypatch):
+    """Set how many accelerators torch sees."""
+    return lambda number: monkeypatch.setattr(launching, "num_accelerators", lambda: number)
+
+
+def test_this_machine_s_accelerators(monkeypatch):
+    """Apple's MPS is one, but holds no ranks."""
+    assert num_accelerators() == 0  # the tests hide them all
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 8)
+    for kind, number in {"mps": 0, "cuda": 8, "xpu": 8}.items():
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda kind=kind: torch.device(kind))
+        assert num_accelerators() == number
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+)
+def test_sharding_needs_an_accelerator(variable, name, accelerators, monkeypatch):
+    """Pitfall 30."""
+    check_sharding()
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(LaunchError) as caught:
+        check_sharding()
+    assert str(caught.value) == (
+        f"The accelerate configuration asks for {name}, which shares a model among GPUs, but torch finds none on this machine: "
+        "each process would train the whole model. On the CPU use accelerate_configs/cpu.yaml, for several processes "
+        "multi_cpu.yaml beside it."
+    )
+    accelerators(2)
+    with pytest.raises(LaunchError, match="but --use_cpu true takes the CPU: each process"):
+        check_sharding(use_cpu=True)
+
+
+def test_deepspeed_has_to_be_installed(accelerators, monkeypatch):
+    accelerators(2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_sharding()
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    installed = set()
+    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: name if name in installed else None)
+    with pytest.raises(LaunchError) as caught:
+        check_sharding()
+    assert str(caught.value) == (
+        "The accelerate configuration asks for DeepSpeed, which is not installed: pip install deepspeed, or use "
+        "accelerate_configs/fsdp2.yaml, which needs torch alone."
+    )
+    installed.add("deepspeed")
+    check_sharding()
+
+
+def test_each_process_needs_an_accelerator(accelerators, monkeypatch):
+    assert check_devices(use_cpu=False) is None  # the CPU holds any number
+    accelerators(2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert check_devices(use_cpu=False) is None
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert check_devices(use_cpu=True) is None
+    with pytest.raises(LaunchError) as caught:
+        check_devices(use_cpu=False)
+    assert str(caught.value) == (
+        "The launcher started 3 processes on this machine, which has 2 accelerator(s), one for each process. Give "
+        "--num_processes 2 to the launcher, or --use_cpu true to the recipe."
+    )
+    accelerators(8)
+    assert check_devices(use_cpu=False) == (
+        "3 of this machine's 8 accelerators at work; the launcher's --num_processes changes it"
+    )
+
+
+def test_ranks_that_cannot_reach_each_other_are_an_error(monkeypatch):
+    """Real ones: nobody listens at the first rank's port, and gloo at an address of this host alone."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # without listen() it refuses connections
+        place = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(LaunchError) as caught, finding_each_other():
+            torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=1))
+    told = f"(RANK 1, WORLD_SIZE 2, MASTER_ADDR 127.0.0.1, MASTER_PORT {place['MASTER_PORT']}): "
+    assert str(caught.value).startswith(f"The processes do not find each other {told}")
+    assert "GLOO_SOCKET_IFNAME on the CPU, NCCL_SOCKET_IFNAME on GPUs" in str(caught.value)
+    with pytest.raises(LaunchError, match="Connection refused"), finding_each_other():
+        raise RuntimeError("Gloo connectFullMesh failed with [...] timed out connecting: Connection refused")
+    with pytest.raises(RuntimeError, match="something else"), finding_each_other():
+        raise RuntimeError("something else")
+
+
+# ---- what the launcher is told ----
+
+PLACE = {"MACHINE_RANK": "1", "NNODES": "2", "MASTER_ADDR": "198.51.100.1", "MASTER_PORT": "29400"}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Write a file of accelerate's."""
+
+    def write(**settings) -> Path:
+        path = tmp_path / "some.yaml"
+        path.write_text("\n".join(f"{name}: {value}" for name, value in settings.items()))
+        return path
+
+    return write
+
+
+def given(flags: list[str]) -> dict[str, str]:
+    return dict(zip(flags[::2], flags[1::2], strict=True))
+
+
+def test_our_files_take_all_accelerators(config, accelerators):
+    all_gpus = config(distributed_type="MULTI_GPU", gpu_ids="all", num_processes=2)
+    assert launcher_flags(all_gpus, num_processes=None, is_ours=True) == []  # none: as the file says
+    accelerators(8)
+    assert launcher_flags(all_gpus, num_processes=None, is_ours=True) == ["--num_processes", "8"]
+    assert launcher_flags(all_gpus, num_processes=3, is_ours=True) == ["--num_processes", "3"]
+    assert launcher_flags(all_gpus, num_processes=None, is_ours=False) == []
+    one = config(distributed_type="'NO'", gpu_ids="all", num_processes=1)
+    assert launcher_flags(one, num_processes=None, is_ours=True) == []
+    two_cpu = config(distributed_type="MULTI_GPU", num_processes=2)
+    assert launcher_flags(two_cpu, num_processes=None, is_ours=True) == []
+
+
+def test_a_file_is_checked_before_the_launcher_starts(config):
+    """Pitfall 30."""
+    with pytest.raises(LaunchError, match="asks for FSDP, which shares a model among GPUs"):
+        launcher_flags(config(distributed_type="FSDP"), num_processes=2, is_ours=False)
+
+
+def test_a_machine_learns_its_place_from_the_environment(config, accelerators, monkeypatch):
+    path = config(distributed_type="MULTI_GPU", num_machines=2, num_processes=2, gpu_ids="all")
+    for name, value in PLACE.items():
+        monkeypatch.setenv(name, value)
+    place = {
+        "--machine_rank": "1",
+        "--num_machines": "2",
+        "--main_process_ip": "198.51.100.1",
+        "--main_process_port": "29400",
+    }
+    assert given(launcher_flags(path, num_processes=None, is_ours=True)) == {**place, "--num_processes": "2"}
+    accelerators(8)
+    assert given(launcher_flags(path, num_processes=None, is_ours=True)) == {**place, "--num_processes": "16"}
+    with pytest.raises(LaunchError, match="--num_processes 5 is for all 2 machines together: expected a multiple of 2"):
+        launcher_flags(path, num_processes=5, is_ours=True)
+
+
+def test_slurm_s_variables_count_too(config, monkeypatch):
+    for name, value in {
+        "SLURM_NODEID": "2",
+        "SLURM_NNODES": "3",
+        "MASTER_ADDR": "node7",
+        "MASTER_PORT": "29500",
+    }.items():
+        monkeypatch.setenv(name, value)
+    flags = given(
+        launcher_flags(
+            config(num_machines=2, gpu_ids="all", distributed_type="MULTI_GPU"), num_processes=None, is_ours=True
+        )
+    )
+    assert (flags["--machine_rank"], flags["--num_machines"], flags["--num_processes"]) == ("2", "3", "3")
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert machine_flags("multi_node.yaml", {})["machine_rank"] == "1"
+    monkeypatch.setenv("MACHINE_RANK", "0")
+    assert machine_flags("multi_node.yaml", {})["machine_rank"] == "0"
+
+
+def test_a_machine_that_does_not_know_its_place_is_an_error(monkeypatch):
+    with pytest.raises(LaunchError) as caught:
+        machine_flags("multi_node.yaml", {"num_machines": 2})
+    assert str(caught.value) == (
+        "multi_node.yaml is for several machines, and this one does not know its place: set MACHINE_RANK or NODE_RANK or "
+        "SLURM_NODEID, MASTER_ADDR, MASTER_PORT. Every machine runs the same command; docs/scaling.md has the script for SLURM."
+    )
+    for name, value in {**PLACE, "MACHINE_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LaunchError) as caught:
+        machine_flags("multi_node.yaml", {"num_machines": 2})
+    assert str(caught.value) == (
+        "multi_node.yaml: expected whole numbers, and a machine_rank from 0 to num_machines - 1; the environment has "
+        "machine_rank 2, num_machines 2, main_process_port 29400."
+    )
+    monkeypatch.setenv("MASTER_PORT", "http")
+    with pytest.raises(LaunchError, match="main_process_port http"):
+        machine_flags("multi_node.yaml", {"num_machines": 2})
 
 
 # ---- exit codes ----
