@@ -82,7 +82,6 @@ def test_a_model_without_input_embeddings_says_so(tmp_path):
 HALVES = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 1}
 EVERY_CASE = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False, "max_steps": 6}
 # By rank different numbers of forward passes: windows of large and small pictures, texts that end at different lengths.
-TWO_PROCESSES = dict.fromkeys(("bert", "windows", "whisper"), HALVES)
 RECIPES = {"bert": "text_cls", "windows": "image_seg", "whisper": "speech_seq2seq"}
 FLAGS = {
     "bert": {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "learning_rate": 5e-4},
@@ -115,6 +114,12 @@ def run_case(name: str, folder: Path, **flags: object) -> tiny.Run:
         run = tiny.run_recipe(*MORE.get(name, ()), recipe=RECIPES[name], **given)
     assert run.exit_code == 0, run.output
     return run
+
+
+def on_each_rank(folder: Path) -> None:
+    """What `tiny.run_on_two_processes` has each rank do."""
+    for name in RECIPES:
+        run_case(name, folder / name, **HALVES)
 
 
 _plain_state = AcceleratorState.__init__
