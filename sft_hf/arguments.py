@@ -179,9 +179,13 @@ def resolve_cpu_precision(training_args: FinetuningArguments) -> str | None:
         )
     if not training_args.use_cpu or training_args.cpu_bf16 == "off":
         return None
-    if training_args.mixed_precision != "no":
-        return None  # the launcher, --bf16 or --fp16 has already decided (pitfall 31)
     has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_flags() & {"amx_bf16", "avx512_bf16"}
+    if training_args.mixed_precision != "no":  # the launcher or --bf16 has already decided (pitfall 31)
+        return (
+            None
+            if has_bf16
+            else "bfloat16, as --bf16 or the launcher says; this CPU has no units for it and emulates them"
+        )
     if training_args.cpu_bf16 == "auto" and not has_bf16:
         return None
     training_args.bf16 = True

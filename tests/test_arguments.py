@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sft_hf import arguments
 from sft_hf.arguments import FinetuningArguments, resolve_cpu_precision
 from sft_hf.errors import ArgumentError
 
@@ -55,7 +56,10 @@ def test_mixed_precision_has_one_home(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     training_args = FinetuningArguments(use_cpu=True, cpu_bf16="on")
     assert training_args.mixed_precision == "bf16"
-    assert resolve_cpu_precision(training_args) is None
+    resolve_cpu_precision(training_args)
+    assert training_args.mixed_precision == "bf16"
+    monkeypatch.setattr(arguments, "_cpu_flags", set)
+    assert "this CPU has no units for it" in resolve_cpu_precision(training_args)
 
 
 def test_float16_on_a_cpu_is_an_error_and_not_a_float32_run():

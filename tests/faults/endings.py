@@ -97,7 +97,7 @@ def whole_checkpoints(folder: Path) -> list[int]:
         if not path.name.split("-")[-1].isdigit():
             continue
         there = {file.name for file in path.iterdir()}
-        has_all = {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "config.json"} <= there
+        has_all = {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "manifest.json"} <= there
         if has_all and any(name.startswith("rng_state") for name in there) and _is_readable(path):
             steps.append(int(path.name.split("-")[-1]))
     return sorted(steps)
