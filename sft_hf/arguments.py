@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from sft_hf.errors import ArgumentError
@@ -155,7 +156,8 @@ class FinetuningArguments(TrainingArguments):
         # Without this, ranks that a MULTI_GPU file starts on a CPU machine never find each other (pitfall 29).
         self.chooses_num_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        asked = parse_flag_from_env("ACCELERATE_USE_CPU")  # of the launcher; the parent heeds it, and we decide by it
+        self.use_cpu = self.use_cpu or asked or not torch.accelerator.is_available()
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
         # The tasks keep exactly what their collators need; dropping by the model's signature breaks that (pitfall 28).
         self.remove_unused_columns = False

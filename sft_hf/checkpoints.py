@@ -22,18 +22,19 @@ from sft_hf.errors import StorageError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+UNLISTED = (MANIFEST, "training_args.bin")  # the second is a pickle: no push takes it along, and no resume reads it
 PREFIX = "checkpoint-"
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, whole or not, latest step first."""
-    found = [path for path in run.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    found = [path for path in run.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit() and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)), reverse=True)
 
 
 def write_manifest(folder: Path, *, num_processes: int) -> None:
     """Declare a checkpoint whole. Its files are on the disk before the manifest is."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in UNLISTED]
     for path in files:
         storage.flush(path)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
@@ -42,10 +43,10 @@ def write_manifest(folder: Path, *, num_processes: int) -> None:
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """`{"num_processes": 2, "files": {"model.safetensors": 1234, ...}}`, or None where there is none."""
+    """`{"num_processes": 2, "files": {"model.safetensors": 1234, ...}}`, or None where there is none that can be read."""
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -53,7 +54,7 @@ def what_is_missing(folder: Path) -> str | None:
     """None for a whole checkpoint, else what it lacks."""
     manifest = read_manifest(folder)
     if manifest is None:
-        return f"it has no {MANIFEST}, so it was not written to its end"
+        return f"it has no {MANIFEST} that can be read: it was not written to its end, or by something else"
     for name, size in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -61,6 +62,11 @@ def what_is_missing(folder: Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
     return None
+
+
+def can_be_resumed(folder: Path) -> bool:
+    """Whether a whole checkpoint holds an optimizer's states, the Trainer's, FSDP's or DeepSpeed's; --save_only_model leaves them out."""
+    return any("optim" in name for name in read_manifest(folder)["files"])
 
 
 def last_whole(run: Path) -> Path | None:
@@ -74,16 +80,19 @@ def last_whole(run: Path) -> Path | None:
 
 
 def discard_broken(run: Path) -> None:
-    """Delete what is left of checkpoints that are not whole, and of a model that safetensors was writing.
+    """Delete what is left of checkpoints that are not whole beside one that is, and of a model that safetensors was writing.
 
     They cannot be used, they take the place of those that can on a full disk, and counted by --save_total_limit they would push out
     whole ones.
     """
     for unfinished in run.glob(".tmp??????"):
-        unfinished.unlink()
-    for checkpoint in checkpoints(run):
-        if what_is_missing(checkpoint) is not None:
-            discard(checkpoint)
+        if unfinished.is_file():
+            unfinished.unlink()
+    broken = [checkpoint for checkpoint in checkpoints(run) if what_is_missing(checkpoint) is not None]
+    if len(broken) == len(checkpoints(run)):
+        return  # they may be all that somebody has
+    for checkpoint in broken:
+        discard(checkpoint)
 
 
 def discard(checkpoint: Path) -> None:
@@ -93,17 +102,16 @@ def discard(checkpoint: Path) -> None:
 
 
 def rotate(run: Path, *, limit: int | None, keep: Collection[Path] = ()) -> None:
-    """Delete whole checkpoints beyond `limit`, oldest first; never the newest one written, nor those of `keep`.
+    """Delete whole checkpoints beyond `limit`, oldest first; never the newest one, nor those of `keep`.
 
     `limit` counts these too, but all of them stay. None or 0 deletes nothing.
     """
     if not limit or limit < 0:
         return
+    whole = [path for path in checkpoints(run) if (path / MANIFEST).is_file()]
     # By time: a run that was taken up from an earlier checkpoint may have left later steps behind.
-    there = sorted(
-        checkpoints(run), key=lambda path: (path / MANIFEST).stat().st_mtime_ns if (path / MANIFEST).exists() else 0
-    )
-    protected = {path.name for path in (*there[-1:], *keep)}
+    there = sorted(whole, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, int(path.name.removeprefix(PREFIX))))
+    protected = {path.name for path in (*there[-1:], *keep)} & {path.name for path in there}
     surplus = len(there) - max(limit, len(protected))
     for checkpoint in [path for path in there if path.name not in protected][: max(0, surplus)]:
         discard(checkpoint)

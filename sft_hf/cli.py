@@ -106,7 +106,7 @@ def launch(path: Path, arguments: list[str], num_processes: int | None, accelera
 
     config = _config(accelerate_config)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    is_ours = config.parent == shipped("accelerate_configs")
+    is_ours = config.resolve().parent == shipped("accelerate_configs").resolve()
     flags = launcher_flags(config, num_processes=num_processes, is_ours=is_ours)
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "exit_code"
@@ -127,7 +127,7 @@ def launch(path: Path, arguments: list[str], num_processes: int | None, accelera
         noted = code_file.read_text().strip() if code_file.exists() else ""
     if launcher_code != 0 and not noted and not forwarded and "--main_process_ip" in flags:
         raise LaunchError(
-            "The launcher ended before any process of this machine did; its own error is above. A time-out means that the machines "
+            "The launcher ended, and no process of this machine said why; what is above does. A time-out means that the machines "
             f"did not find each other within its 15 minutes: {' '.join(flags)}. Every machine has to run the same command with its "
             "own MACHINE_RANK, and to reach that address and port."
         )

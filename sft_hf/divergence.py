@@ -3,10 +3,12 @@
     Step 37: the loss is nan. It is that of the training examples 12, 99, 1043. ...
 
 One such update turns every weight into NaN, and a run that goes on then trains nothing for hours. So each step is judged after its
-backward pass and before its update; --max_nonfinite_steps says how many in a row are left out before the run stops.
+backward pass and before its update; --max_nonfinite_steps says how many in a row are left out before the run stops. (DeepSpeed updates inside of its backward
+pass: there the run stops after the update, and before a checkpoint.)
 """
 
 import math
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
+from sft_hf.checkpoints import last_whole
 from sft_hf.errors import DivergedError
 
 MOST_EXAMPLES = 32  # that a message names
@@ -88,7 +91,9 @@ class StopOnDivergence(TrainerCallback):
         else:
             what = f"the norm of the gradient is {float(self.record.gradient_norm)}, though the loss is finite"
         skipped = f" {self.limit} steps before it were left out." if self.limit else ""
-        return f"Step {step}: {what}.{skipped} {_advice(args, step)} The last checkpoint holds finite weights."
+        whole = last_whole(Path(args.output_dir))
+        left = f" {whole} holds finite weights." if whole else ""
+        return f"Step {step}: {what}.{skipped} {_advice(args, step)}{left}"
 
 
 def _advice(args: TrainingArguments, step: int) -> str:
@@ -98,6 +103,9 @@ def _advice(args: TrainingArguments, step: int) -> str:
         clipping = (
             f", or clip gradients by --max_grad_norm 1 (now {args.max_grad_norm})" if args.max_grad_norm != 1 else ""
         )
-        first = f"Lower --learning_rate (now {args.learning_rate}), warm up longer (--warmup_steps){clipping}, or look at the examples."
+        first = (
+            f"Lower --learning_rate (now {args.learning_rate}), warm up longer (--warmup_steps){clipping}, all in another --output_dir, "
+            "or look at the examples."
+        )
     precision = " float16 overflows at 65504: --bf16 true does not." if args.mixed_precision == "fp16" else ""
     return f"{first}{precision} --max_nonfinite_steps N leaves out up to N such steps in a row."

@@ -235,7 +235,7 @@ def _train(trainer: SftTrainer, training_args: FinetuningArguments) -> None:
     checkpoint = run_folder.checkpoint_to_resume(training_args)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
-    if launching.is_main_process():
+    if training_args.should_save:
         checkpoints.discard_broken(Path(training_args.output_dir))
     with trainer.signals.watching():
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -108,7 +108,12 @@ def read_stream(rows: "IterableDataset", *, retries: Retries = STREAM_RETRIES) -
                 raise explain_reading(error) from error
             wait = retries.first_wait_seconds * 2 ** (failures - 1)
             logger.warning(
-                "a stream broke at row %d (%s); try %d of %d in %g s", given, error, failures + 1, retries.tries, wait
+                "a stream broke at row %d: %s Try %d of %d in %g s",
+                given,
+                explain_reading(error),
+                failures + 1,
+                retries.tries,
+                wait,
             )
             time.sleep(wait)
         else:

@@ -285,7 +285,8 @@ class SignalWatch:
     """
 
     def __init__(self):
-        self.received: int | None = None
+        self.received: int | None = None  # here or, once all agree, by another rank
+        self._interrupts = 0
 
     @contextmanager
     def watching(self) -> Iterator["SignalWatch"]:
@@ -302,7 +303,8 @@ class SignalWatch:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, _frame) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             raise KeyboardInterrupt
         self.received = number
 

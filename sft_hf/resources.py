@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainingArguments
 
 from sft_hf import storage
 from sft_hf.errors import ResourceError, SftError, StorageError
 
+# CUDA's and its kin's; the C library's, as torch reports it; oneDNN's, where it has no memory for what it computes in between.
+NO_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator: can't allocate memory|could not create a primitive")
 DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (is killed by signal: [^.]*|exited unexpectedly)"
 )
@@ -25,7 +26,9 @@ DEAD_WORKER = re.compile(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the C library, had no more memory to give."""
-    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
+    )
 
 
 def largest_batch_size(batch_size: int, fits: Callable[[int], bool]) -> int:
@@ -64,9 +67,12 @@ def explained(training_args: TrainingArguments) -> Iterator[None]:
         if is_out_of_memory(error):
             raise ResourceError(_out_of_memory(error, training_args)) from error
         if storage.is_failed_write(error):
-            place = getattr(error, "filename", None) or training_args.output_dir
+            place = getattr(error, "filename", None)
+            said = (
+                storage.no_room(place, error) if place else storage.some_disk_is_full(error, training_args.output_dir)
+            )
             raise StorageError(
-                f"{storage.no_room(place, error)}. Make room and run the same command again: it goes on from the last checkpoint."
+                f"{said}. Make room and run the same command again: it goes on from the last checkpoint."
             ) from error
         raise
 
@@ -82,8 +88,9 @@ def _dead_worker(how: str, training_args: TrainingArguments) -> str:
 def _out_of_memory(error: BaseException, training_args: TrainingArguments) -> str:
     size, steps = training_args.per_device_train_batch_size, training_args.gradient_accumulation_steps
     return (
-        f"Out of memory ({str(error).splitlines()[0] or type(error).__name__}). Training holds {size} examples per device at a time, "
+        f"Out of memory ({storage.first_line(error)}). Training holds {size} examples per device at a time, "
         f"evaluation {training_args.per_device_eval_batch_size}: --auto_find_batch_size true, or "
         f"--per_device_train_batch_size {max(1, size // 2)} --gradient_accumulation_steps {steps * 2}, keeps the global batch, and the "
-        "run goes on from its last checkpoint; --per_device_eval_batch_size, --gradient_checkpointing true and --bf16 true help too."
+        "run goes on from its last checkpoint. --per_device_eval_batch_size and --gradient_checkpointing true help too; in another "
+        "--output_dir also --bf16 true, or a smaller model."
     )

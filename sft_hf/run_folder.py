@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate.utils import gather_object
 
 import sft_hf
 from sft_hf import checkpoints, launching, storage
@@ -21,7 +22,7 @@ MAY_CHANGE = re.compile(
     r"output_dir|resume|cache_dir|hub_.*|push_.*|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm"
     r"|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor|multiprocessing_context)"
     r"|preprocessing_num_workers|num_cpu_threads_per_process|save_total_limit|ddp_.*|local_rank|debug"
-    r"|max_nonfinite_steps|auto_find_batch_size|per_device_eval_batch_size|gradient_checkpointing.*"
+    r"|max_nonfinite_steps|auto_find_batch_size|per_device_eval_batch_size|(gradient|activation)_checkpointing.*|save_only_model"
 )
 # They may change together, if the global batch stays what it is.
 OF_THE_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -93,8 +94,11 @@ def checkpoint_to_resume(training_args: FinetuningArguments) -> str | None:
     if training_args.resume == "never":
         return None
     if training_args.resume == "auto":
-        checkpoint = checkpoints.last_whole(Path(training_args.output_dir))
+        checkpoint = _last_common(Path(training_args.output_dir), training_args.world_size)
         if checkpoint is None:
+            return None
+        if not checkpoints.can_be_resumed(checkpoint):
+            logger.warning("%s has no optimizer (--save_only_model): the run begins anew", checkpoint)
             return None
     else:
         checkpoint = Path(training_args.resume)
@@ -103,8 +107,24 @@ def checkpoint_to_resume(training_args: FinetuningArguments) -> str | None:
             raise ArgumentError(
                 f"--resume {checkpoint}: {missing}; expected auto, never or the folder of a whole checkpoint."
             )
+        if not checkpoints.can_be_resumed(checkpoint):
+            raise ArgumentError(
+                f"--resume {checkpoint}: it has no optimizer (--save_only_model), so no run can go on from it."
+            )
     _check_same_world(checkpoint, training_args.world_size)
     return str(checkpoint)
+
+
+def _last_common(folder: Path, world_size: int) -> Path | None:
+    """The newest checkpoint that is whole as every rank sees it: on a disk of its own, or in an older view of a shared one."""
+    newest = checkpoints.last_whole(folder)
+    if world_size == 1:
+        return newest
+    seen = gather_object(
+        [{path.name for path in checkpoints.checkpoints(folder) if not checkpoints.what_is_missing(path)}]
+    )
+    common = set.intersection(*seen)
+    return next((path for path in checkpoints.checkpoints(folder) if path.name in common), None)
 
 
 def _check_same_world(checkpoint: Path, world_size: int) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,8 +41,26 @@ def is_failed_write(error: BaseException) -> bool:
 
 def no_room(path: str | Path, error: BaseException) -> str:
     """`/home/me/runs/a/checkpoint-20 could not be written: No space left on device; 1.3 MB are free there`."""
-    reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+    return f"{Path(path).absolute()} could not be written: {first_line(error)}; {_free(path)} are free there"
+
+
+def some_disk_is_full(error: BaseException, output_dir: str) -> str:
+    """The same where the error does not say which file it was: the places that a run writes to, and what is free there."""
+    from datasets.config import HF_DATASETS_CACHE  # heavy, and only needed now
+
+    places = (output_dir, HF_DATASETS_CACHE, tempfile.gettempdir())
+    return f"{first_line(error)}; free are " + ", ".join(
+        f"{_free(place)} at {Path(place).absolute()}" for place in places
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what torch and others write below it; its kind if it says nothing."""
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    return (said or type(error).__name__).splitlines()[0]
+
+
+def _free(path: str | Path) -> str:
     path = Path(path).absolute()
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.is_dir())).free
-    size = f"{free / 1e9:.1f} GB" if free > 1e9 else f"{free / 1e6:.1f} MB"
-    return f"{path} could not be written: {reason}; {size} are free there"
+    return f"{free / 1e9:.1f} GB" if free > 1e9 else f"{free / 1e6:.1f} MB"

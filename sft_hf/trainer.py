@@ -81,6 +81,7 @@ class SftTrainer(Trainer):
         self._freeze_base_model = freeze_base_model
         self._push_thread = ThreadPoolExecutor(max_workers=1)
         self._push: Future | None = None
+        self._pushed_folder: str | None = None
         self.accumulated: dict[str, Metrics] = {}  # of the last pass of each kind
         self.thresholds: np.ndarray | None = None  # of multi-label classes, from the last validation
         self._num_own_examples = 0
@@ -96,6 +97,10 @@ class SftTrainer(Trainer):
         self.signals = SignalWatch()
         self.add_callback(self.timing)
         self.add_callback(StopOnSignal(self.signals, self.accelerator))
+        if self.is_deepspeed_enabled and self.args.max_nonfinite_steps:
+            raise ArgumentError(
+                "--max_nonfinite_steps: DeepSpeed updates before a step can be judged, so none can be left out; give 0."
+            )
         self.add_callback(StopOnDivergence(self._record, self.accelerator, self.args.max_nonfinite_steps))
 
     def train(self, *args, **kwargs):
@@ -267,9 +272,10 @@ class SftTrainer(Trainer):
             del room
 
     def _longest_examples(self, number: int) -> list[dict[str, Any]]:
+        if isinstance(self.train_dataset, IterableDataset):
+            first = islice(hub.read_stream(self.train_dataset), number)
+            return [row if self._read_train is None else self._read_train(row, 0) for row in first]
         dataset = self._reading(self.train_dataset, self._read_train)
-        if isinstance(dataset, IterableDataset):
-            return list(islice(dataset, number))
         rows = range(len(dataset))
         if "length" in self.train_dataset.column_names:
             lengths = self.train_dataset["length"][:]
@@ -570,13 +576,18 @@ class SftTrainer(Trainer):
             self.args.save_total_limit = limit
         if self.args.should_save and self.args.push_to_hub:
             self._push_whole_checkpoint(str(folder))
-        self._rotate(limit)
+        if (
+            self.signals.received is None
+        ):  # a stop at the end of an epoch writes twice; what is older goes with the resume
+            self._rotate(limit, folder)
 
     def _rotate(self, limit: int | None, *keep: Path) -> None:
         """--save_total_limit: delete what is over it, but for the best, the newest and `keep`."""
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            checkpoints.rotate(Path(self.args.output_dir), limit=limit, keep=(*keep, *([Path(best)] if best else [])))
+            pushing = self._pushed_folder if self._push is not None and not self._push.done() else None
+            keep = (*keep, *(Path(folder) for folder in (best, pushing) if folder))
+            checkpoints.rotate(Path(self.args.output_dir), limit=limit, keep=keep)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: the Trainer calls it before the checkpoint is whole."""
@@ -602,6 +613,7 @@ class SftTrainer(Trainer):
         message = f"Training in progress, step {self.state.global_step}"
         # The token is read here: while a checkpoint is written it is not in the arguments.
         token = self.args.hub_token
+        self._pushed_folder = checkpoint_folder
         self._push = self._push_thread.submit(self._push_in_background, checkpoint_folder, message, token)
 
     def _push_in_background(self, folder: str, message: str, token: str | None) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 
 import pytest
 
@@ -18,6 +17,12 @@ def make(run, step, *, whole=True, content=b"weights"):
     if whole:
         checkpoints.write_manifest(folder, num_processes=2)
     return folder
+
+
+def tick(run, step):
+    """Give a checkpoint a later time than those before; file systems' own clocks are coarse."""
+    tick.now = getattr(tick, "now", 10**18) + 10**9
+    os.utime(run / f"checkpoint-{step}" / "manifest.json", ns=(tick.now, tick.now))
 
 
 def steps(run):
@@ -45,7 +50,7 @@ def test_checkpoints_go_by_their_numbers_and_nothing_else_is_one(tmp_path):
     [
         (
             lambda folder: (folder / "manifest.json").unlink(),
-            "it has no manifest.json, so it was not written to its end",
+            "it has no manifest.json that can be read: it was not written to its end",
         ),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda folder: os.truncate(folder / "model.safetensors", 3), "model.safetensors has 3 bytes instead of 7"),
@@ -60,6 +65,41 @@ def test_what_is_not_whole_is_passed_over_and_named(spoil, reason, tmp_path, cap
     assert f"checkpoint-20 is passed over: {reason}" in caplog.text
     checkpoints.discard_broken(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+def test_checkpoints_that_may_be_all_that_somebody_has_are_left(tmp_path):
+    """Those of an earlier version, or of another trainer, have no manifest."""
+    make(tmp_path, 10, whole=False)
+    make(tmp_path, 20, whole=False)
+    checkpoints.discard_broken(tmp_path)
+    checkpoints.rotate(tmp_path, limit=1)
+    assert steps(tmp_path) == [20, 10]
+
+
+def test_odd_files_are_no_checkpoints(tmp_path):
+    (tmp_path / "checkpoint-12").write_text("")
+    (tmp_path / ".tmpfolder").mkdir()
+    (make(tmp_path, 20) / "manifest.json").write_text("{")
+    assert checkpoints.last_whole(tmp_path) is None
+    make(tmp_path, 10)
+    checkpoints.discard_broken(tmp_path)
+    assert steps(tmp_path) == [10]
+
+
+def test_of_two_with_one_time_the_later_step_is_the_newer(tmp_path):
+    for step in (30, 40):
+        os.utime(make(tmp_path, step) / "manifest.json", ns=(10**18, 10**18))
+    checkpoints.rotate(tmp_path, limit=1)
+    assert steps(tmp_path) == [40]
+
+
+def test_what_no_push_takes_along_is_not_missed(tmp_path):
+    """--hub_strategy checkpoint leaves the pickle out: from what another machine downloads it can go on."""
+    folder = make(tmp_path, 10, whole=False)
+    (folder / "training_args.bin").write_bytes(b"pickle")
+    checkpoints.write_manifest(folder, num_processes=1)
+    (folder / "training_args.bin").unlink()
+    assert checkpoints.what_is_missing(folder) is None
 
 
 def test_deleting_begins_with_the_manifest(tmp_path, monkeypatch):
@@ -90,7 +130,7 @@ def test_deleting_begins_with_the_manifest(tmp_path, monkeypatch):
 def test_neither_the_newest_nor_the_best_is_deleted(limit, best, left, tmp_path):
     for step in (10, 20, 30, 40):
         make(tmp_path, step)
-        time.sleep(0.002)
+        tick(tmp_path, step)
     keep = () if best is None else (tmp_path / f"checkpoint-{best}",)
     checkpoints.rotate(tmp_path, limit=limit, keep=keep)
     assert steps(tmp_path) == left
@@ -100,7 +140,7 @@ def test_the_newest_is_the_one_written_last_and_not_the_highest_step(tmp_path):
     """A run that was taken up from step 10 writes step 15 while 20 and 30 of its first life still lie there."""
     for step in (10, 20, 30, 15):
         make(tmp_path, step)
-        time.sleep(0.002)
+        tick(tmp_path, step)
     checkpoints.rotate(tmp_path, limit=1)
     assert steps(tmp_path) == [15]
 

@@ -25,7 +25,7 @@ def sft_hf_command(*arguments) -> list[str]:
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(sft_hf_command(*arguments), capture_output=True, text=True, timeout=60)
+    return subprocess.run(sft_hf_command(*arguments), capture_output=True, text=True, timeout=180)
 
 
 @pytest.fixture
@@ -192,9 +192,7 @@ def test_machines_that_did_not_find_each_other_are_an_error(write, monkeypatch, 
         refused = run("train", write(""), "--accelerate_config", "multi_node")
     assert refused.returncode == 2
     assert "but another process is utilizing it" in refused.stderr  # the launcher's own error
-    assert (
-        "\nerror: The launcher ended before any process of this machine did; its own error is above." in refused.stderr
-    )
+    assert "\nerror: The launcher ended, and no process of this machine said why; what is above does." in refused.stderr
     assert (
         f"--machine_rank 0 --num_machines 2 --main_process_ip 127.0.0.1 --main_process_port {place['MASTER_PORT']}"
         in refused.stderr

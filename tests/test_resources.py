@@ -73,6 +73,24 @@ def test_a_dead_worker_is_named_with_its_flag(torch_s, arguments):
         raise RuntimeError(torch_s)
 
 
+def test_python_s_own_error_has_no_text(arguments):
+    with pytest.raises(ResourceError, match=r"^Out of memory \(MemoryError\)"), explained(arguments):
+        raise MemoryError
+
+
+def test_other_errors_are_looked_at_whatever_they_hold():
+    assert not is_out_of_memory(RuntimeError(OSError("x")))
+    assert not is_out_of_memory(RuntimeError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+
+
+def test_a_full_disk_that_is_not_named_may_be_any_of_three(arguments):
+    with pytest.raises(StorageError) as caught, explained(arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value).startswith("No space left on device; free are ")
+    assert str(caught.value).count(" GB at /") + str(caught.value).count(" MB at /") == 3
+
+
 def test_a_full_disk_is_named_with_the_file(arguments):
     with (
         pytest.raises(StorageError, match=r"cache/a.arrow could not be written: No space left.*Make room"),

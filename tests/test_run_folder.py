@@ -40,6 +40,7 @@ def test_the_global_batch_may_be_cut_another_way_when_a_run_goes_on(tmp_path):
 def test_another_number_of_processes_does_not_go_on(tmp_path):
     checkpoint = tmp_path / "checkpoint-5"
     checkpoint.mkdir()
+    (checkpoint / "optimizer.pt").touch()
     write_manifest(checkpoint, num_processes=1)
     arguments = FinetuningArguments(output_dir=str(tmp_path), report_to="none")
     assert checkpoint_to_resume(arguments) == str(checkpoint)
@@ -48,3 +49,17 @@ def test_another_number_of_processes_does_not_go_on(tmp_path):
         checkpoint_to_resume(arguments)
     arguments.resume = "never"
     assert checkpoint_to_resume(arguments) is None
+
+
+def test_no_run_goes_on_without_the_states_of_its_optimizer(tmp_path, caplog):
+    """The stock Trainer does, without a word, with an optimizer that begins anew."""
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").touch()
+    write_manifest(checkpoint, num_processes=1)
+    arguments = FinetuningArguments(output_dir=str(tmp_path), report_to="none")
+    assert checkpoint_to_resume(arguments) is None
+    assert "checkpoint-5 has no optimizer (--save_only_model): the run begins anew" in caplog.text
+    arguments.resume = str(checkpoint)
+    with pytest.raises(ArgumentError, match="no run can go on from it"):
+        checkpoint_to_resume(arguments)

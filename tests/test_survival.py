@@ -46,7 +46,7 @@ def test_a_run_is_followed_call_by_call(whole):
 
 def test_a_run_killed_between_steps_and_in_the_middle_of_a_checkpoint(world, whole, tmp_path):
     """Pitfall 44 and the random states: dropout on, the order by length, the best of the checkpoints, bit for bit."""
-    kills = (sigkill.Kill(seconds=0.8), middle(whole, "write", "writev"))
+    kills = (sigkill.Kill(seconds=0.8), sigkill.sooner(middle(whole, "write", "writev")))
     done, lost = sigkill.disturb(RUN, world, tmp_path.resolve() / "run", whole, kills)
     assert lost == []
     assert done.count("killed") == 2

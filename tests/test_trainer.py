@@ -152,6 +152,8 @@ import sys, json, torch
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_trainer as t
+import test_divergence
+from sft_hf.errors import DivergedError
 results = {}
 for case, (make_rows, task, flags) in t.CASES.items():
     trainer = t.make_trainer(Path(sys.argv[2]) / "run", make_rows(8), batch_size=4, task=task, **flags)
@@ -176,6 +178,13 @@ trainer.train()
 metrics, predictions = trainer.evaluate_and_predict(trainer.eval_dataset, metric_key_prefix="eval")
 results["stream"] = sorted(predictions)
 results |= {name: t.train_on_a_stream(sys.argv[2], **options) for name, options in t.STREAMS.items()}
+poisoned = t.make_trainer(Path(sys.argv[2]) / "run", t.topic_rows(8), batch_size=4)
+if trainer.args.process_index == 1:
+    test_divergence.poison(poisoned, {1})
+try:
+    poisoned.train()
+except DivergedError as error:
+    results["diverged"] = str(error), poisoned._record.example_ids[0]
 if trainer.args.process_index == 0:
     torch.save(results, Path(sys.argv[2]) / "results.pt")
 """
@@ -202,6 +211,9 @@ def test_two_processes_have_the_gradient_and_the_metrics_of_one(tmp_path):
     assert two["eval"]["rows"] == list(range(11))
     assert two["eval"]["loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
     assert two["eval"]["accuracy"] == metrics["eval_accuracy"]
+    message, of_the_first_rank = two["diverged"]  # the loss is that of the second one; the first one says it
+    named = {int(key) for key in message.split("examples ")[1].split(" (")[0].split(", ")}
+    assert named == set(range(8)) - set(of_the_first_rank)
     whole_run, resumed_run = two[
         "resume"
     ]  # step 10 of 20 is inside the second epoch of 7 steps, the last of them short

@@ -77,11 +77,11 @@ def kills(tries: int, seed: int, whole: Undisturbed) -> Iterator[tuple[Kill, ...
     generator, kinds = random.Random(seed), ("checkpoint", "moment", "deletion", "checkpoint", "moment", "call")
     for number in range(tries):
         kind = kinds[number % 6]
-        again = (_sooner(draw(generator, generator.choice(kinds), whole)),) if number % 6 in (3, 4) else ()
+        again = (sooner(draw(generator, generator.choice(kinds), whole)),) if number % 6 in (3, 4) else ()
         yield (draw(generator, kind, whole), *again)
 
 
-def _sooner(kill: Kill) -> Kill:
+def sooner(kill: Kill) -> Kill:
     """The same in a run that has less before it."""
     return Kill(seconds=kill.seconds / 2) if kill.call is None else Kill(call=1 + kill.call // 4)
 
