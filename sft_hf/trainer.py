@@ -168,8 +168,8 @@ class SftTrainer(Trainer):
     ) -> tuple[int, int]:
         """As the Trainer's: epochs, and micro-batches of the next one, that are trained.
 
-        The best checkpoint is found again if the folder of the run was moved, or is named from elsewhere. How long an epoch of a stream is it does not know and takes max_steps for it, of which `epoch` in a checkpoint tells the
-        part.
+        The best checkpoint is found again if the folder of the run was moved, or is named from elsewhere. How long an epoch of a
+        stream is the Trainer does not know and takes max_steps for it, of which `epoch` in a checkpoint tells the part.
         """
         trained = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
