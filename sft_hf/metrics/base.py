@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from sft_hf.errors import DivergedError
 from sft_hf.metrics.evaluate_modules import EvaluateModules, finite_numbers
 
 
@@ -91,12 +92,13 @@ class ScoreMetrics(Metrics):
     def compute(self) -> dict[str, float]:
         """Return the metrics; none if nothing was added, or nothing that counts.
 
-        Raises `ValueError` with up to five example ids if predictions are not finite.
+        Raises DivergedError with up to five example ids if predictions are not finite.
         """
         if not self._batches:
             return {}
         example_id, predictions, labels = self._examples()
-        refuse_examples(~np.isfinite(predictions).all(axis=1), example_id, problem="Predictions that are not finite")
+        infinite = ~np.isfinite(predictions).all(axis=1)
+        refuse_examples(infinite, example_id, problem="Predictions that are not finite", error=DivergedError)
         counted = self._counted(labels)
         predictions, labels = predictions[counted], labels[counted]
         if len(labels) == 0:
@@ -136,7 +138,10 @@ def mean_or_nan(values: Iterable[float]) -> float:
     return float(np.mean(values)) if values else np.nan
 
 
-def refuse_examples(refused: np.ndarray, example_id: np.ndarray, *, problem: str) -> None:
+def refuse_examples(
+    refused: np.ndarray, example_id: np.ndarray, *, problem: str, error: type[Exception] = ValueError
+) -> None:
+    """Raise `error`, with how many examples are refused and the ids of the first five."""
     if refused.any():
         ids = ", ".join(str(one) for one in example_id[refused][:5])
-        raise ValueError(f"{problem} in {refused.sum()} of {len(refused)} examples, with the example ids {ids}.")
+        raise error(f"{problem} in {refused.sum()} of {len(refused)} examples, with the example ids {ids}.")

@@ -58,4 +58,6 @@ def _expected(code: int, output: str, named: str) -> list[str]:
     message = output.rpartition("error: ")[2]
     lost = [] if code == 2 else [f"exit code {code}"]
     lost += ["a traceback"] if "Traceback" in output else []
-    return lost + ([] if re.search(named, message, flags=re.DOTALL) else [f"the message: {last_lines(output)}"])
+    return lost + (
+        [] if re.search(named, message, flags=re.DOTALL | re.IGNORECASE) else [f"the message: {last_lines(output)}"]
+    )

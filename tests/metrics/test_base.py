@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from metrics.examples import KINDS, computed, data, filled
+from sft_hf.errors import DivergedError
 from sft_hf.metrics import Metrics, SingleLabelMetrics
 
 
@@ -75,7 +76,7 @@ def test_predictions_that_are_not_finite_are_refused_with_their_ids(kind):
     predictions, labels, _ = data(kind)
     predictions[10:17, 0] = [math.nan, math.inf, -math.inf, math.nan, math.nan, math.nan, math.nan]
     metrics = filled(KINDS[kind](), predictions, labels, np.arange(1000, 1200))
-    with pytest.raises(ValueError, match=r"not finite in 7 of 200 .*ids 1010, 1011, 1012, 1013, 1014\.$"):
+    with pytest.raises(DivergedError, match=r"not finite in 7 of 200 .*ids 1010, 1011, 1012, 1013, 1014\.$"):
         metrics.compute()
 
 
