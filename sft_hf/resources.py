@@ -64,6 +64,9 @@ def explained(training_args: TrainingArguments) -> Iterator[None]:
         dead = DEAD_WORKER.search(str(error))
         if dead:
             raise ResourceError(_dead_worker(dead[1], training_args)) from error
+        if isinstance(error, (ConnectionError, EOFError)) and training_args.dataloader_num_workers:
+            # Dead while it handed a batch over; what comes from the Hub is a HubError by now.
+            raise ResourceError(_dead_worker(f"broke off ({storage.first_line(error)})", training_args)) from error
         if is_out_of_memory(error):
             raise ResourceError(_out_of_memory(error, training_args)) from error
         if storage.is_failed_write(error):

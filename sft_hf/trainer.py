@@ -255,8 +255,8 @@ class SftTrainer(Trainer):
 
     def _try_out(self, batch_size: int) -> None:
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        # Two states of Adam's in float32, and the buckets of data parallel.
-        room = [torch.empty(trained, device=self.args.device) for _ in range(2 + (self.args.world_size > 1))]
+        # Two states of Adam's in float32, what it computes in between, and the buckets of data parallel.
+        room = [torch.empty(trained, device=self.args.device) for _ in range(3 + (self.args.world_size > 1))]
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}  # BatchNorm's statistics
         batch = self.data_collator(self._longest_examples(batch_size))
         for method in self.methods:

@@ -73,6 +73,18 @@ def test_a_dead_worker_is_named_with_its_flag(torch_s, arguments):
         raise RuntimeError(torch_s)
 
 
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_one_too(arguments):
+    arguments.dataloader_num_workers = 2
+    with (
+        pytest.raises(ResourceError, match="broke off .Connection reset by peer.*--dataloader_num_workers"),
+        explained(arguments),
+    ):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    arguments.dataloader_num_workers = 0
+    with pytest.raises(ConnectionResetError), explained(arguments):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
 def test_python_s_own_error_has_no_text(arguments):
     with pytest.raises(ResourceError, match=r"^Out of memory \(MemoryError\)"), explained(arguments):
         raise MemoryError

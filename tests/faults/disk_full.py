@@ -65,7 +65,7 @@ def _on_a_disk_of(
 
 def _expected_of_a_full_disk(code: int, output: str, run: Path) -> list[str]:
     lost = [] if code == 2 else [f"exit code {code}"]
-    message = output.rpartition("error: ")[2]
+    message = output.rpartition("\nerror: ")[2]
     lost += ["a traceback"] if "Traceback" in output else []
     lost += (
         []

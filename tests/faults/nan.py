@@ -48,7 +48,7 @@ def _loss(most: int | None, world: Path, folder: Path) -> tuple[str, list[str]]:
     given = {} if most is None else {"max_nonfinite_steps": most}
     run = warm.start(runs.TEXT.name, runs.TEXT.flags(world, learning_rate=1e30, **given), folder)
     code = run.wait()
-    lost = _expected(code, run.output, r"\bstep\b.*example|example.*\bstep\b")
+    lost = _expected(code, run.output, r"\bstep\b.*example|not finite in \d+ of \d+ examples")
     return f"exit code {code}", lost + (
         ["results.json says that it is complete"] if (folder / "run" / "results.json").exists() else []
     )
