@@ -1,10 +1,8 @@
 """Less memory than a batch needs: the C library refuses it for real, by a limit on the address space of the process.
 
-Expected: exit code 2, and a message that names the flags that keep the global batch; with --auto_find_batch_size the run ends, with as
-many steps as it would have had.
+Expected: exit code 2, and a message that names the flags that keep the global batch.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -39,18 +37,17 @@ ROOM = 1200  # MiB
 
 
 def out_of_memory(world: Path, folder: Path, tries: int, seed: int) -> list[Row]:
-    """A batch that does not fit, without and with --auto_find_batch_size."""
+    """A batch that does not fit."""
     row = Row("out_of_memory", f"RLIMIT_AS of {ROOM} MiB above the imports, a batch of 64 that needs more")
     for number in range(tries):
         where = folder / f"try_{number}"
-        row.attempt("as it is", lambda where=where: _refused(world, where / "refused"))
-        row.attempt("--auto_find_batch_size", lambda where=where: _found(world, where / "found"))
+        row.attempt("as it is", lambda where=where: _refused(world, where))
     return [row]
 
 
-def _run(world: Path, folder: Path, **more: object) -> tuple[int, str]:
+def _run(world: Path, folder: Path) -> tuple[int, str]:
     folder.mkdir(parents=True)
-    command = [sys.executable, "-c", PROGRAM, str(ROOM), *runs.TEXT.command(world, folder, **LARGE, **more), *SIZES]
+    command = [sys.executable, "-c", PROGRAM, str(ROOM), *runs.TEXT.command(world, folder, **LARGE), *SIZES]
     environment = {**os.environ, **warm.environment()}
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
@@ -66,13 +63,3 @@ def _refused(world: Path, folder: Path) -> tuple[str, list[str]]:
         else [f"the message: {message}"]
     )
     return f"exit code {code}", lost + (["a traceback"] if "Traceback" in output else [])
-
-
-def _found(world: Path, folder: Path) -> tuple[str, list[str]]:
-    code, output = _run(world, folder, auto_find_batch_size=True)
-    if code != 0:
-        return f"exit code {code}", [last_lines(output)]
-    training = json.loads((folder / "run" / "results.json").read_text())["training"]
-    size, steps = training["per_device_train_batch_size"], training["gradient_accumulation_steps"]
-    lost = [] if size < 64 and size * steps == 64 and training["steps"] == 2 else [json.dumps(training)]
-    return f"{size} x {steps} instead of 64 x 1", lost
