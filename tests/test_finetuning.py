@@ -144,7 +144,7 @@ def test_early_stopping_and_the_best_model(world, tmp_path):
 def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(world, tmp_path):
     """The resumed run ends with the weights of the undisturbed one, bit for bit."""
     flags = base(world, tmp_path / "cut", "--logging_steps", "1")
-    command = [sys.executable, str(tiny.RECIPE), *tiny.flags(*flags, num_train_epochs=40)]
+    command = [sys.executable, str(tiny.RECIPE), *tiny.flags(*flags, num_train_epochs=16)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = []
     for line in process.stdout:
@@ -156,11 +156,11 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(world, tmp_pat
     assert process.wait(timeout=60) == 143, "".join(lines)
     assert "Stopped by SIGTERM; the checkpoint" in "".join(lines)
     step = json.loads((last_whole(tmp_path / "cut") / "trainer_state.json").read_text())["global_step"]
-    assert 0 < step < 240
-    resumed = tiny.run_recipe(*flags, num_train_epochs=40)
+    assert 0 < step < 96
+    resumed = tiny.run_recipe(*flags, num_train_epochs=16)
     assert resumed.exit_code == 0, resumed.output
     assert "going on from" in resumed.output
-    whole = tiny.run_recipe(*base(world, tmp_path / "whole", "--logging_steps", "1"), num_train_epochs=40)
+    whole = tiny.run_recipe(*base(world, tmp_path / "whole", "--logging_steps", "1"), num_train_epochs=16)
     assert whole.metrics == resumed.metrics
     cut, undisturbed = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "whole"))
     assert all(torch.equal(cut[name], undisturbed[name]) for name in undisturbed)
