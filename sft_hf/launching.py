@@ -40,6 +40,11 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def is_first_on_its_machine() -> bool:
+    """Local rank 0, which prepares the data while the others wait; true where there is no launcher."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
 def use_all_cores(num_threads: int | None = None) -> str | None:
     """Give torch the machine's cores divided by the processes on it; returns the line to log, or None.
 

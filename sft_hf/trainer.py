@@ -34,6 +34,7 @@ from sft_hf.data.order import (
     ReadExamples,
     Shuffled,
     TrainingStream,
+    longest_first,
 )
 from sft_hf.divergence import StepRecord, StopOnDivergence
 from sft_hf.errors import ArgumentError, ModelError, PushError
@@ -276,11 +277,7 @@ class SftTrainer(Trainer):
             first = islice(hub.read_stream(self.train_dataset), number)
             return [row if self._read_train is None else self._read_train(row, 0) for row in first]
         dataset = self._reading(self.train_dataset, self._read_train)
-        rows = range(len(dataset))
-        if "length" in self.train_dataset.column_names:
-            lengths = self.train_dataset["length"][:]
-            rows = sorted(rows, key=lambda row: -lengths[row])
-        return [dataset[row] for row in rows[:number]]
+        return [dataset[row] for row in longest_first(self.train_dataset)[:number]]
 
     # ---- loss ----
 
@@ -576,9 +573,8 @@ class SftTrainer(Trainer):
             self.args.save_total_limit = limit
         if self.args.should_save and self.args.push_to_hub:
             self._push_whole_checkpoint(str(folder))
-        if (
-            self.signals.received is None
-        ):  # a stop at the end of an epoch writes twice; what is older goes with the resume
+        # A stop at the end of an epoch writes twice; what is older goes with the resume.
+        if self.signals.received is None:
             self._rotate(limit, folder)
 
     def _rotate(self, limit: int | None, *keep: Path) -> None:

@@ -5,7 +5,7 @@ the key under which it reads: `epoch * number of rows + row`, so that neither th
 (pitfall 44).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -175,6 +175,14 @@ class GroupedByLength(Sampler[int]):
         return iter(np.concatenate(batches).tolist())
 
 
+def longest_first(dataset: Dataset) -> Sequence[int]:
+    """The rows of a set, those of the longest examples first; as they stand where no lengths are known."""
+    if "length" not in dataset.column_names:
+        return range(len(dataset))
+    lengths = dataset["length"][:]
+    return sorted(range(len(dataset)), key=lambda row: -lengths[row])
+
+
 class EvaluationBatches(Sampler[list[int]]):
     """The batches of one rank: every world_size-th batch of the whole set, longest examples first.
 
@@ -183,10 +191,7 @@ class EvaluationBatches(Sampler[list[int]]):
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, *, rank: int, world_size: int):
-        order = range(len(dataset))
-        if "length" in dataset.column_names:
-            lengths = dataset["length"][:]
-            order = sorted(order, key=lambda row: -lengths[row])
+        order = longest_first(dataset)
         batches = [list(order[start : start + batch_size]) for start in range(0, len(dataset), batch_size)]
         self.batches = batches[rank::world_size]
         self.num_own = len(self.batches)

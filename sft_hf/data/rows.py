@@ -19,7 +19,7 @@ from datasets.fingerprint import Hasher
 
 from sft_hf.data.columns import EXAMPLE_ID
 from sft_hf.errors import DataError
-from sft_hf.launching import cores_of_this_process
+from sft_hf.launching import cores_of_this_process, is_first_on_its_machine
 
 logger = logging.getLogger(__name__)
 ROWS_FOR_PROCESSES = 2000  # from which number of rows on they are read in several processes
@@ -41,11 +41,6 @@ def map_rows(dataset: Dataset, function: Callable[[dict], dict], description: st
         **shared_by_ranks(dataset, as_json),
     )
     return [json.loads(text) for text in found[FOUND]]
-
-
-def is_first_on_its_machine() -> bool:
-    """Local rank 0, which prepares the data while the others wait; true where there is no launcher."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def shared_by_ranks(dataset: Dataset, function: Callable) -> dict[str, Any]:
