@@ -9,7 +9,7 @@ folder there made them, and `linked_out` says where they lead.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +21,13 @@ from huggingface_hub.file_download import repo_folder_name
 
 from sft_hf.errors import DataError
 
-NUM_NAMED = 5  # rows that a message names
+NUM_NAMED = 5  # rows or files that a message names
 ARCHIVE = "zip://"  # `zip://1.png::/data/pets.zip`: what is inside of it has no way out
+
+
+def first_few(texts: Sequence[str], *, separator: str = ", ") -> str:
+    """What a message names of many: the first five, and dots for the others."""
+    return separator.join([*texts[:NUM_NAMED], *(["..."] if len(texts) > NUM_NAMED else [])])
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,9 @@ class Place:
         """DataError that names the `(row, path)` whose file lies elsewhere; `what` has the paths, and begins the message."""
         outside = [(row, path) for row, path in paths if not self.holds(path)]
         if outside:
-            named = ", ".join(f"row {row}: {path}" for row, path in outside[:NUM_NAMED])
+            named = first_few([f"row {row}: {path}" for row, path in outside])
             raise DataError(
-                f"{what}: {len(outside)} of its values name a file outside of {self.name} ({named}"
-                f"{', ...' if len(outside) > NUM_NAMED else ''}). A folder or a repository is read inside of itself "
+                f"{what}: {len(outside)} of its values name a file outside of {self.name} ({named}). A folder or a repository is read inside of itself "
                 "alone. Put the files there, or, where a table is your own, give it as --train_file."
             )
 

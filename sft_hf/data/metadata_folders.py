@@ -15,8 +15,8 @@ from pathlib import Path
 from datasets import Dataset
 
 from sft_hf.data.columns import describe_feature, is_text
-from sft_hf.data.containment import place_of_folder
-from sft_hf.data.paths import NUM_NAMED, SPLIT_FOLDERS, SPLITS, as_encoded_audio, named
+from sft_hf.data.containment import NUM_NAMED, place_of_folder
+from sft_hf.data.paths import SPLIT_FOLDERS, SPLITS, as_encoded_audio, named
 from sft_hf.errors import DataError
 
 logger = logging.getLogger(__name__)

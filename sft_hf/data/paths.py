@@ -23,7 +23,7 @@ from sft_hf.data.columns import (
     MASK_NAMES,
     is_text,
 )
-from sft_hf.data.containment import Place, files_of
+from sft_hf.data.containment import Place, files_of, first_few
 from sft_hf.data.encoded_audio import EncodedAudio
 from sft_hf.errors import DataError
 
@@ -46,13 +46,11 @@ SPLIT_FOLDERS = {
 }
 SPLITS = tuple(dict.fromkeys(SPLIT_FOLDERS.values()))
 PATH_NAMES = frozenset((*IMAGE_NAMES, *MASK_NAMES, *AUDIO_NAMES))
-NUM_NAMED = 5  # files that a message names
 
 
 def named(paths: Sequence[Path]) -> str:
     """The first of them, for a message."""
-    names = ", ".join(path.as_posix() for path in paths[:NUM_NAMED])
-    return f"{names}, ..." if len(paths) > NUM_NAMED else names
+    return first_few([path.as_posix() for path in paths])
 
 
 def path_columns(dataset: AnyDataset) -> list[str]:
@@ -175,8 +173,7 @@ def _check_files(dataset: AnyDataset, column: str, place: Place | None, flags: s
 
 
 def _rows(some: dict[int, str], values: dict[int, str]) -> str:
-    named = ", ".join(f"row {row}: {value}" for row, value in list(some.items())[:NUM_NAMED])
-    return f"{len(some)} of {len(values)} values ({named}{', ...' if len(some) > NUM_NAMED else ''})"
+    return f"{len(some)} of {len(values)} values ({first_few([f'row {row}: {value}' for row, value in some.items()])})"
 
 
 def short_name(path: str | None) -> str | None:

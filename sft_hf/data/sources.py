@@ -28,12 +28,12 @@ from sft_hf.arguments import DataArguments
 from sft_hf.data.archives import refuse_bomb, without_bombs
 from sft_hf.data.builtin import builtin_dataset, builtin_id2label
 from sft_hf.data.columns import EXAMPLE_ID
-from sft_hf.data.containment import Place, files_of, linked_out, place_of_folder, place_of_repository
+from sft_hf.data.containment import Place, files_of, first_few, linked_out, place_of_folder, place_of_repository
 from sft_hf.data.encoded_audio import undecoded, without_torchcodec
 from sft_hf.data.folders import SOUNDS, find_media, read_folder
 from sft_hf.data.metadata_folders import read_metadata
 from sft_hf.data.paired_folders import ID2LABEL_NAME, read_id2label
-from sft_hf.data.paths import NUM_NAMED, path_columns, with_absolute_paths
+from sft_hf.data.paths import path_columns, with_absolute_paths
 from sft_hf.errors import ArgumentError, DataError
 
 logger = logging.getLogger(__name__)
@@ -286,11 +286,8 @@ def _say_links(splits: dict[str, AnyDataset], place: Place, flag: str) -> None:
     ]
     links = linked_out(paths, place)
     if links:
-        named = ", ".join(f"{path} -> {target}" for path, target in list(links.items())[:NUM_NAMED])
-        more = ", ..." if len(links) > NUM_NAMED else ""
-        logger.warning(
-            "%s: links lead %d of %d files out of the folder: %s%s", flag, len(links), len(paths), named, more
-        )
+        named = first_few([f"{path} -> {target}" for path, target in links.items()])
+        logger.warning("%s: links lead %d of %d files out of the folder: %s", flag, len(links), len(paths), named)
 
 
 def _load_hub(data_args: DataArguments, token: str | None, cache_dir: str | None) -> Source:
