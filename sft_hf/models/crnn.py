@@ -13,7 +13,7 @@ AutoModelForAudioClassification.
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ from transformers import (
     AutoModelForCTC,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2Processor,
 )
 from transformers.audio_utils import mel_filter_bank
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, SequenceClassifierOutput
@@ -35,6 +32,9 @@ from transformers.utils.generic import can_return_tuple
 from sft_hf.losses import loss_of_a_head
 from sft_hf.losses.ctc import CtcLoss
 from sft_hf.models.lstm import LstmLayer, initialise_gates, pooled
+
+if TYPE_CHECKING:  # registering happens in the middle of transformers' own imports, which cannot give these yet
+    from transformers import PreTrainedTokenizerBase, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 SMALLEST_POWER = 1e-20  # of a mel band: digital silence has a logarithm too
 DYNAMIC_RANGE = 8.0  # decades (80 dB) below an utterance's loudest band; what is quieter counts as that quiet
@@ -300,13 +300,17 @@ def _draw_spans(sizes: Tensor, largest: int, *, share: float, length: int) -> Te
     return ((offsets >= 0) & (offsets < length) & is_drawn).any(dim=1)
 
 
-def build_feature_extractor(*, sampling_rate: int = 16_000) -> Wav2Vec2FeatureExtractor:
+def build_feature_extractor(*, sampling_rate: int = 16_000) -> "Wav2Vec2FeatureExtractor":
     """Return an extractor that pads waveforms and says where, and changes nothing else of them."""
+    from transformers import Wav2Vec2FeatureExtractor
+
     return Wav2Vec2FeatureExtractor(sampling_rate=sampling_rate, do_normalize=False, return_attention_mask=True)
 
 
-def build_processor(tokenizer: PreTrainedTokenizerBase, *, sampling_rate: int = 16_000) -> Wav2Vec2Processor:
+def build_processor(tokenizer: "PreTrainedTokenizerBase", *, sampling_rate: int = 16_000) -> "Wav2Vec2Processor":
     """Return the extractor of `build_feature_extractor` and a tokenizer as one."""
+    from transformers import Wav2Vec2Processor
+
     return Wav2Vec2Processor(build_feature_extractor(sampling_rate=sampling_rate), tokenizer)
 
 

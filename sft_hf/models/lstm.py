@@ -11,7 +11,7 @@ AutoModelForSequenceClassification.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from sft_hf.errors import ArgumentError
 from sft_hf.losses import loss_of_a_head
+
+if TYPE_CHECKING:  # registering happens in the middle of transformers' own imports, which cannot give this yet
+    from transformers import PreTrainedTokenizerFast
 
 PAD_TOKEN, CLS_TOKEN = "[PAD]", "[CLS]"
 
@@ -178,7 +180,7 @@ class LstmForSequenceClassification(LstmPreTrainedModel):
 
 def train_tokenizer(
     texts: Iterable[str], *, vocab_size: int = 8000, model_max_length: int = 512
-) -> PreTrainedTokenizerFast:
+) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE tokenizer (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909) on texts.
 
     The same texts give the same tokenizer. Bytes leave no text unknown, so there is no [UNK]. [PAD] has the
@@ -187,6 +189,7 @@ def train_tokenizer(
     alone do not fit.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
 
     special_tokens, alphabet = [PAD_TOKEN, CLS_TOKEN], sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(special_tokens) + len(alphabet):
