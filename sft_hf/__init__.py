@@ -30,9 +30,17 @@ _HOMES = {
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import gc
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    # torch and transformers make millions of objects that stay; looking through them for garbage takes a tenth of their import.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @wrapt.when_imported("transformers.models.auto.modeling_auto")

@@ -66,7 +66,7 @@ class Classification(Task):
         assert columns.label is not None
         splits = source.splits
         values = {
-            split: list(dataset[columns.label])
+            split: dataset[columns.label][:]
             for split, dataset in splits.items()
             if isinstance(dataset, Dataset) and columns.label in dataset.column_names
         }
@@ -95,7 +95,7 @@ class Classification(Task):
 
     def encoded(self, dataset: Dataset, columns: Columns, labels: Labels) -> list[int | list[float] | None]:
         """The label column of a split, encoded by the split's own feature: its ids can mean other classes than train's."""
-        return encode_column(dataset[columns.label], labels, feature=columns.label_feature(dataset))
+        return encode_column(dataset[columns.label][:], labels, feature=columns.label_feature(dataset))
 
     def select_labelled(self, dataset: AnyDataset, columns: Columns, labels: Labels, *, split: str) -> AnyDataset:
         """Drop rows without a label; a test split without any is kept whole, for predictions alone."""

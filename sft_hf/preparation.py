@@ -141,7 +141,7 @@ def _with_validation(
         column = data_args.validation_group_column
         if column not in train.column_names:
             raise DataError(f"--validation_group_column {column}: the columns are {', '.join(train.column_names)}.")
-        groups = list(train[column])
+        groups = train[column][:]
     chosen = hold_out(
         num_rows=len(train),
         fraction=data_args.validation_fraction,
@@ -152,7 +152,7 @@ def _with_validation(
     validation = train.select(chosen.validation)
     logger.info("no validation split: %d of %d rows are held out (seed %d)", len(validation), len(train), seed)
     split = {"train": train.select(chosen.train), "validation": validation}
-    return {**split, **{name: data for name, data in rows.items() if name not in split}}, list(validation[EXAMPLE_ID])
+    return {**split, **{name: data for name, data in rows.items() if name not in split}}, validation[EXAMPLE_ID][:]
 
 
 def _handle_overlap(

@@ -104,7 +104,7 @@ class Recognition(Clips):
         is_transcribed = _IsTranscribed(columns.label, empty_too=split != "train")
         if isinstance(dataset, IterableDataset):
             return dataset.filter(is_transcribed)
-        keep = [row for row, text in enumerate(dataset[columns.label]) if is_transcribed({columns.label: text})]
+        keep = [row for row, text in enumerate(dataset[columns.label][:]) if is_transcribed({columns.label: text})]
         if len(keep) < len(dataset):
             logger.warning(
                 "%s: %d of %d clips have no transcript and are left out", split, len(dataset) - len(keep), len(dataset)
@@ -179,7 +179,7 @@ class Recognition(Clips):
         worst, names = metrics.worst(NUM_WORST), {}
         if isinstance(rows, Dataset):
             wanted = {utterance.example_id for utterance in worst}
-            chosen = [row for row, key in enumerate(rows[EXAMPLE_ID]) if key in wanted]
+            chosen = [row for row, key in enumerate(rows[EXAMPLE_ID][:]) if key in wanted]
             names = {row[EXAMPLE_ID]: file_name(row[columns.inputs[0]]) for row in rows.select(chosen)}
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / f"worst_utterances_{split}.html"

@@ -284,8 +284,8 @@ def save_vit(folder: Path, **config: Any) -> Path:
     return folder
 
 
-def save_timm(folder: Path, architecture: str = "test_resnet") -> Path:
-    """A small architecture of timm with random weights, as timm itself pushes it to the Hub, for pictures of 32 x 32."""
+def save_timm(folder: Path, architecture: str = "test_resnet", *, size: int = 32) -> Path:
+    """An architecture of timm with random weights, as timm itself pushes it to the Hub, for square pictures of that side."""
     import timm
     import torch
     from timm.models import save_for_hf
@@ -295,7 +295,7 @@ def save_timm(folder: Path, architecture: str = "test_resnet") -> Path:
         model = timm.create_model(architecture, num_classes=5)
     save_for_hf(model, str(folder), {"label_names": list("abcde")}, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text())
-    config["pretrained_cfg"]["input_size"] = [3, 32, 32]
+    config["pretrained_cfg"]["input_size"] = [3, size, size]
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

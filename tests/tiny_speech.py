@@ -209,7 +209,9 @@ def save_ast(folder: Path, *, max_length: int = 64, **config: Any) -> Path:
     return _saved(folder, ASTForAudioClassification, ASTConfig(**{**sizes, **config}), extractor)
 
 
-def save_whisper(folder: Path, *, multilingual: bool = False, chunk_length: int = 2, **config: Any) -> Path:
+def save_whisper(
+    folder: Path, *, multilingual: bool = False, chunk_length: int = 2, num_mel_bins: int = 16, **config: Any
+) -> Path:
     """A Whisper with random weights and a window of `chunk_length` seconds, which spells byte by byte, and its processor."""
     from transformers import (
         GenerationConfig,
@@ -225,10 +227,11 @@ def save_whisper(folder: Path, *, multilingual: bool = False, chunk_length: int 
     token = tokenizer.convert_tokens_to_ids
     ends = {"bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|endoftext|>")}
     ends |= {"pad_token_id": token("<|endoftext|>"), "decoder_start_token_id": token("<|startoftranscript|>")}
-    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "num_mel_bins": 16, "vocab_size": len(tokenizer)}
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "num_mel_bins": num_mel_bins}
+    sizes |= {"vocab_size": len(tokenizer)}
     sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_target_positions": 64, "init_std": 0.05}
     sizes |= {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_source_positions": num_positions}
-    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=chunk_length)
+    extractor = WhisperFeatureExtractor(feature_size=num_mel_bins, chunk_length=chunk_length)
     processor = WhisperProcessor(extractor, tokenizer)
     only_here = {"suppress_tokens": None, "begin_suppress_tokens": None, "classifier_proj_size": 16}
     _saved(

@@ -40,11 +40,13 @@ def map_rows(dataset: Dataset, function: Callable[[dict], dict], description: st
         desc=description,
         **shared_by_ranks(dataset, as_json),
     )
-    return [json.loads(text) for text in found[FOUND]]
+    return [json.loads(text) for text in found[FOUND][:]]
 
 
-def shared_by_ranks(dataset: Dataset, function: Callable) -> dict[str, Any]:
+def shared_by_ranks(dataset: Dataset, function: Any) -> dict[str, Any]:
     """Options with which `dataset.map(function)` is run by the first rank of a machine, and read by the others.
+
+    `function` may be whatever stands for it: equal where it does the same.
 
     datasets does that by itself, but not for rows in memory, as those of folders are: what it makes of them it keeps in a folder of
     the process.

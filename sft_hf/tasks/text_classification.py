@@ -7,14 +7,17 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import transformers
 from datasets import Dataset, Features, IterableDataset
+from datasets.fingerprint import Hasher
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+import sft_hf
 from sft_hf.arguments import ModelArguments
 from sft_hf.classification import ENCODED_LABEL, Classification, labels_tensor
 from sft_hf.data.columns import find_text_columns, require_column
@@ -27,6 +30,8 @@ from sft_hf.task import AnyDataset, Batch, Columns
 
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_LENGTH = 512
+# Attributes of a fast tokenizer that are all in its JSON, or say what it has warned of.
+NO_SETTINGS = ("_tokenizer", "_vocab", "_merges", "deprecation_warnings")
 LARGEST_BELIEVED_LENGTH = 1_000_000  # tokenizers without a limit state about 1e30
 
 
@@ -86,7 +91,7 @@ class TextClassification(Classification):
 
     def example_keys(self, dataset: Dataset, columns: Columns) -> list[str]:
         """The texts of a row, white space folded and joined."""
-        texts = [dataset[column] for column in columns.inputs]
+        texts = [dataset[column][:] for column in columns.inputs]
         return [
             "\n".join(" ".join((text or "").split()) for text in row).strip("\n") for row in zip(*texts, strict=True)
         ]
@@ -112,7 +117,7 @@ class TextClassification(Classification):
                 "give --tokenizer_name."
             )
         logger.info("a tokenizer is trained on the texts of the training split")
-        texts = (text for column in columns.inputs for text in train[column] if text)
+        texts = (text for column in columns.inputs for text in train[column][:] if text)
         return train_tokenizer(texts, model_max_length=self.max_length or DEFAULT_MAX_LENGTH)
 
     def load_model(
@@ -160,8 +165,10 @@ class TextClassification(Classification):
             return dataset.map(tokenize, **options)
         if num_workers and len(dataset):
             options["num_proc"] = min(num_workers, len(dataset))
-        dataset = dataset.map(tokenize, desc=f"tokenizing {split}", **options, **shared_by_ranks(dataset, tokenize))
-        truncated = sum(dataset["truncated"])
+        options["new_fingerprint"] = Hasher.hash((dataset._fingerprint, tokenize.identity()))
+        options |= shared_by_ranks(dataset, options["new_fingerprint"])
+        dataset = dataset.map(tokenize, desc=f"tokenizing {split}", **options)
+        truncated = sum(dataset["truncated"][:])
         if truncated:
             logger.info(
                 "%s: %.1f %% of the texts (%d of %d) are longer than --max_length %d and are cut",
@@ -210,6 +217,21 @@ class _Tokenize:
     columns: Columns
     labels: Labels
     label_feature: Any
+
+    def identity(self) -> tuple:
+        """What the result depends on, for datasets' cache.
+
+        By itself datasets pickles the whole tokenizer in Python, its vocabulary too, for every split, and takes it for another one as soon as it
+        has been called: truncation is set in it by a call.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return (self,)
+        backend.no_truncation()
+        backend.no_padding()
+        settings = {name: value for name, value in vars(self.tokenizer).items() if name not in NO_SETTINGS}
+        others = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokenizer"}
+        return sft_hf.__version__, transformers.__version__, backend.to_str(), settings, others
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         texts, pairs = self.task.joined(rows, self.columns)

@@ -5,3 +5,9 @@
 No part of the test command. Each side is a process of its own, started in turns, so that a slow minute of the machine hits all alike;
 the table has medians over the rounds and ratios of rates measured in the same call.
 """
+
+import sys
+from pathlib import Path
+
+if str(Path(__file__).parent.parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent.parent))  # tiny and its like

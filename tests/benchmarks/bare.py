@@ -6,7 +6,9 @@ Same model, same batches as our recipe's first ones, same number of steps: forwa
 """
 
 import json
+import runpy
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sft_hf import build_trainer, launching
+from sft_hf import build_trainer, finetuning
 from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
 from sft_hf.flags import parse_arguments
+from sft_hf.trainer import SftTrainer
 from tests.benchmarks.clock import Clock, write_figures
-from tests.benchmarks.ours import TASKS, flags
+from tests.benchmarks.ours import flags
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def cross_entropy(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -32,7 +37,7 @@ def pixel_cross_entropy(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Of masks (batch, height, width), logits enlarged to them."""
     labels = batch.pop("labels")
     logits = functional.interpolate(model(**batch).logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    return functional.cross_entropy(logits, labels, ignore_index=255)
+    return functional.cross_entropy(logits, labels.long(), ignore_index=255)
 
 
 def windowed_cross_entropy(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -60,15 +65,11 @@ NOT_THE_MODEL_S = ("example_id", "length", "text", "num_frames", "sizes")
 def main(case_file: str, figures_file: str) -> None:
     """Prepare batches, then run over them by the clock."""
     case = json.loads(Path(case_file).read_text())
-    types = (DataArguments, ModelArguments, FinetuningArguments, TASKS[case["recipe"]])
-    data_args, model_args, training_args, task = parse_arguments(types, flags(case), defaults={}).instances
-    trainer = build_trainer(task, data_args, model_args, training_args)
-    launching.use_all_cores()
-    launching.keep_freed_memory()
+    trainer = recipe_trainer(case)
     batches = [trainer._prepare_inputs(batch) for batch in islice(_endless(trainer), case["max_steps"])]
     examples = sum(len(batch["example_id"]) for batch in batches)
     batches = [{name: value for name, value in batch.items() if name not in NOT_THE_MODEL_S} for batch in batches]
-    model = trainer.model.to(training_args.device).train()
+    model = trainer.model.to(trainer.args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=case["learning_rate"], weight_decay=0.01, fused=True)
     loss_of, clock = LOSSES[case["task"]], Clock()
     clock.restart()
@@ -79,6 +80,22 @@ def main(case_file: str, figures_file: str) -> None:
         optimizer.zero_grad()
         clock.on_step_end()
     write_figures(Path(figures_file), clock, examples=examples, evaluated=None, metric=None)
+
+
+def recipe_trainer(case: dict[str, Any]) -> SftTrainer:
+    """The Trainer that the recipe would train, its flags and defaults included."""
+    given: list[SftTrainer] = []
+
+    def instead_of_finetune(task_class: type, /, *, methods: Sequence[type] = (), **recipe: Any) -> None:
+        types = (DataArguments, ModelArguments, FinetuningArguments, task_class, *methods)
+        model_defaults, _ = recipe.pop("model_defaults", None), recipe.pop("description", None)
+        parsed = parse_arguments(types, flags(case), defaults=recipe, model_defaults=model_defaults)
+        data_args, model_args, training_args, task, *used = parsed.instances
+        given.append(build_trainer(task, data_args, model_args, training_args, methods=used))
+
+    finetuning.finetune = instead_of_finetune
+    runpy.run_path(str(ROOT / "recipes" / f"{case['recipe']}.py"), run_name="__main__")
+    return given[0]
 
 
 def _endless(trainer: Any) -> Any:

@@ -1,15 +1,79 @@
-"""The cases: data, model and the flags that all sides share; `ours` are the recipe's own flags that name the data."""
+"""The cases: data, model and the flags that all sides share; `ours` are the recipe's own flags that name the data.
+
+A case is asked for data and models in folders as those of docs/results.md; `growth` copies the training rows so many times.
+"""
 
 import csv
+import json
+from dataclasses import dataclass, replace
+from itertools import cycle, islice, takewhile
 from pathlib import Path
 from typing import Any
 
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+from tests.benchmarks import generated
+
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+FEW = 16  # validation rows: the other sides have no validation split, all of them score the test split
 Case = dict[str, Any]
 
 
-def minilm(folder: Path) -> str:
+@dataclass(frozen=True)
+class Place:
+    """Where the data and the models of the cases are; without them, ones that are made in `folder`."""
+
+    data: Path | None
+    weights: Path | None
+    folder: Path
+    growth: int = 1
+
+    def set(self, name: str) -> Path:
+        """The folder of a data set, its training rows `growth` times."""
+        source = self.data / name if self.data else generated.data(name, self.folder)
+        return source if self.growth == 1 else copied(source, self.folder / f"{name}_x{self.growth}", self.growth)
+
+    def model(self, name: str) -> str:
+        """The folder of a model."""
+        return str(self.weights / name if self.weights else generated.model(name, self.folder))
+
+
+def copied(source: Path, target: Path, growth: int) -> Path:
+    """The data set with its training files `growth` times, as links under other names."""
+    for path in source.rglob("*"):
+        relative = path.relative_to(source)
+        if path.is_dir():
+            continue
+        (target / relative).parent.mkdir(parents=True, exist_ok=True)
+        if relative.parts[0] != "train":
+            (target / relative).symlink_to(path)
+        elif path.suffix in (".csv", ".jsonl"):
+            (target / relative).write_text(_with_copies(path, growth))
+        else:
+            for number in range(growth):
+                (target / relative).with_name(f"{number}_{path.name}").symlink_to(path)
+    return target
+
+
+def _with_copies(table: Path, growth: int) -> str:
+    """A metadata table that names each file under all its names."""
+    lines = table.read_text().splitlines()
+    header, rows = (lines[:1], lines[1:]) if table.suffix == ".csv" else ([], lines)
+    return "\n".join([*header, *(_renamed(row, number) for number in range(growth) for row in rows)]) + "\n"
+
+
+def _renamed(row: str, number: int) -> str:
+    if not row.startswith("{"):
+        return f"{number}_{row}"  # file_name is the first column
+    named = {
+        key: _prefixed(value, number) if key.endswith("file_name") else value for key, value in json.loads(row).items()
+    }
+    return json.dumps(named)
+
+
+def _prefixed(path: str, number: int) -> str:
+    return str(Path(path).with_name(f"{number}_{Path(path).name}"))
+
+
+def minilm() -> str:
     """The package's MiniLM, as a folder with weights and tokenizer that both sides load."""
     from sft_hf.arguments import ModelArguments
     from sft_hf.pretrained import resolve_model
@@ -17,42 +81,33 @@ def minilm(folder: Path) -> str:
     return str(resolve_model(ModelArguments(model_name_or_path="builtin:minilm")).path)
 
 
-def text_short(data: Path, weights: Path, folder: Path) -> Case:
+def text_short(place: Place) -> Case:
     """Short messages, 20 tokens in the mean: the stock script pads them to 128."""
-    return _text(data / "sms_spam", folder, max_steps=40, repeat=1)
+    return _text(place, max_steps=40)
 
 
-def text_long(data: Path, weights: Path, folder: Path) -> Case:
-    """The same messages joined by twelves."""
-    return _text(data / "sms_spam", folder, max_steps=12, repeat=12)
+def text_long(place: Place) -> Case:
+    """Documents of 4 to 24 of the same messages, 20 to 512 tokens, which is where both sides cut."""
+    return _text(place, max_steps=10, joined=(4, 24, 12, 18, 6), max_length=512)
 
 
-def _text(source: Path, folder: Path, *, max_steps: int, repeat: int) -> Case:
-    files = {}
+def _text(place: Place, *, max_steps: int, joined: tuple[int, ...] = (1,), max_length: int = 128) -> Case:
+    source, files = replace(place, growth=1).set("sms_spam"), {}
     for split in ("train", "test"):
         rows = list(csv.DictReader((source / f"{split}.csv").open(encoding="utf-8")))
-        if repeat > 1:  # texts of one label joined, so that the label stays true
-            by_label: dict[str, list[str]] = {}
-            for row in rows:
-                by_label.setdefault(row["label"], []).append(row["text"])
-            rows = [
-                {"text": " ".join(texts[start : start + repeat]), "label": label}
-                for label, texts in by_label.items()
-                for start in range(0, len(texts), repeat)
-            ]
-        path = folder / f"{split}.csv"
+        documents = [(text, label) for label in ("ham", "spam") for text in _documents(rows, label, joined)]
+        if split == "train":  # a copy differs, so that neither side finds its work done
+            documents = [(text + " ." * number, label) for number in range(place.growth) for text, label in documents]
+        path = place.folder / f"{split}.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["text", "label"])
-            writer.writeheader()
-            writer.writerows({"text": row["text"], "label": row["label"]} for row in rows)
+            csv.writer(file).writerows([("text", "label"), *documents])
         files[split] = str(path)
-    length = 128 if repeat == 1 else 256
     return {
         "task": "text",
         "recipe": "text_cls",
-        "model": minilm(folder),
+        "model": minilm(),
         "files": files,
-        "max_length": length,
+        "max_length": max_length,
         "learning_rate": 2e-4,
         "max_steps": max_steps,
         "batch_size": 32,
@@ -61,47 +116,55 @@ def _text(source: Path, folder: Path, *, max_steps: int, repeat: int) -> Case:
         "ours": {
             "train_file": files["train"],
             "test_file": files["test"],
-            "max_length": length,
-            "max_eval_samples": 64,
+            "max_length": max_length,
+            "max_eval_samples": FEW,
         },
     }
 
 
-def images_mobilenet(data: Path, weights: Path, folder: Path) -> Case:
+def _documents(rows: list[dict[str, str]], label: str, joined: tuple[int, ...]) -> list[str]:
+    """Messages of one label in documents of so many, in turns."""
+    messages = iter([row["text"] for row in rows if row["label"] == label])
+    return list(takewhile(bool, (" ".join(islice(messages, number)) for number in cycle(joined))))
+
+
+def images_mobilenet(place: Place) -> Case:
     """Photos of cats and dogs at 224, MobileNetV2."""
-    return _images(data, weights / "mobilenet_v2_1.0_224-hf", HALF)
+    return _images(place, "mobilenet_v2_1.0_224-hf")
 
 
-def images_timm(data: Path, weights: Path, folder: Path) -> Case:
+def images_timm(place: Place) -> Case:
     """The same with a timm EfficientNet."""
-    return _images(data, weights / "tf_efficientnet_lite0", HALF)
+    return _images(place, "tf_efficientnet_lite0")
 
 
-def _images(data: Path, model: Path, statistics: dict) -> Case:
+def _images(place: Place, model: str) -> Case:
+    folder = str(place.set("cats_dogs"))
     return {
         "task": "images",
         "recipe": "image_cls",
-        "model": str(model),
-        "folder": str(data / "cats_dogs"),
+        "model": place.model(model),
+        "folder": folder,
         "image_size": 224,
-        **statistics,
+        **HALF,
         "learning_rate": 5e-4,
         "max_steps": 20,
         "batch_size": 32,
         "eval_batch_size": 32,
         "metric": "accuracy",
-        "ours": {"dataset_name": str(data / "cats_dogs")},
+        "ours": {"dataset_name": folder, "max_eval_samples": FEW},
     }
 
 
-def segmentation(data: Path, weights: Path, folder: Path) -> Case:
+def segmentation(place: Place) -> Case:
     """Photos of people, 59 ids, MobileNetV2 DeepLab at 360x480 (height 480)."""
+    folder = str(place.set("ccp_clothing"))
     return {
         "task": "segmentation",
         "recipe": "image_seg",
-        "model": str(weights / "mobilenet_v2_1.0_224-hf"),
+        "model": place.model("mobilenet_v2_1.0_224-hf"),
         "config": {"output_stride": 16},
-        "folder": str(data / "ccp_clothing"),
+        "folder": folder,
         "size": [480, 360],
         **HALF,
         "learning_rate": 1e-3,
@@ -110,51 +173,67 @@ def segmentation(data: Path, weights: Path, folder: Path) -> Case:
         "eval_batch_size": 8,
         "metric": "mean_iou",
         "ours": {
-            "dataset_name": str(data / "ccp_clothing"),
+            "dataset_name": folder,
+            "max_eval_samples": FEW,
             "config_overrides": "output_stride=16",
             "image_size": [480, 360],
         },
     }
 
 
-def audio_classification(data: Path, weights: Path, folder: Path) -> Case:
+def audio_classification(place: Place) -> Case:
     """Spoken digits of a second by Whisper's encoder."""
+    folder = str(place.set("fsdd"))
     return {
         "task": "audio_classification",
         "recipe": "audio_cls",
-        "model": str(weights / "whisper-tiny.en"),
-        "folder": str(data / "fsdd"),
+        "model": place.model("whisper-tiny.en"),
+        "folder": folder,
         "learning_rate": 1e-4,
         "max_steps": 6,
         "batch_size": 8,
         "eval_batch_size": 8,
         "metric": "accuracy",
-        "ours": {"dataset_name": str(data / "fsdd"), "label_column_name": "label"},
+        "ours": {"dataset_name": folder, "label_column_name": "label", "max_eval_samples": FEW},
     }
 
 
-def moonshine(data: Path, weights: Path, folder: Path) -> Case:
+def moonshine(place: Place) -> Case:
     """Spelled words and numbers by Moonshine tiny."""
-    return _recogniser(data, weights / "moonshine-tiny", max_steps=12)
+    return _recogniser(place, "moonshine-tiny", max_steps=12)
 
 
-def whisper(data: Path, weights: Path, folder: Path) -> Case:
+def whisper(place: Place) -> Case:
     """The same by Whisper tiny.en, whose window is 30 s on every side."""
-    return _recogniser(data, weights / "whisper-tiny.en", max_steps=3)
+    return _recogniser(place, "whisper-tiny.en", max_steps=3)
 
 
-def _recogniser(data: Path, model: Path, *, max_steps: int) -> Case:
+def crnn(place: Place) -> Case:
+    """The same by builtin:crnn, whose first weights lie in a folder that all sides load."""
+    from sft_hf.data.vocabulary import build_tokenizer
+    from sft_hf.models.crnn import CrnnConfig, CrnnForCTC, build_processor
+
+    case, model = _recogniser(place, None, max_steps=12), place.folder / "crnn"
+    with (Path(case["folder"]) / "train" / "metadata.csv").open() as file:
+        tokenizer = build_tokenizer([row["text"] for row in csv.DictReader(file)])
+    CrnnForCTC(CrnnConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)).save_pretrained(model)
+    build_processor(tokenizer).save_pretrained(model)
+    return {**case, "task": "ctc", "recipe": "speech_ctc", "model": str(model), "learning_rate": 2e-3}
+
+
+def _recogniser(place: Place, model: str | None, *, max_steps: int) -> Case:
+    folder = str(place.set("an4"))
     return {
         "task": "seq2seq",
         "recipe": "speech_seq2seq",
-        "model": str(model),
-        "folder": str(data / "an4"),
+        "model": place.model(model) if model else None,
+        "folder": folder,
         "learning_rate": 1e-4,
         "max_steps": max_steps,
         "batch_size": 8,
         "eval_batch_size": 8,
         "metric": "wer",
-        "ours": {"dataset_name": str(data / "an4")},
+        "ours": {"dataset_name": folder, "max_eval_samples": FEW},
     }
 
 
@@ -169,5 +248,6 @@ CASES = {
         audio_classification,
         moonshine,
         whisper,
+        crnn,
     )
 }

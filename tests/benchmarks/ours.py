@@ -4,22 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sft_hf.tasks.audio_classification import AudioClassification
-from sft_hf.tasks.image_classification import ImageClassification
-from sft_hf.tasks.semantic_segmentation import SemanticSegmentation
-from sft_hf.tasks.speech_ctc import SpeechCtc
-from sft_hf.tasks.speech_seq2seq import SpeechSeq2Seq
-from sft_hf.tasks.text_classification import TextClassification
-
-TASKS = {
-    "text_cls": TextClassification,
-    "image_cls": ImageClassification,
-    "image_seg": SemanticSegmentation,
-    "audio_cls": AudioClassification,
-    "speech_ctc": SpeechCtc,
-    "speech_seq2seq": SpeechSeq2Seq,
-}
-
 
 def flags(case: dict[str, Any]) -> list[str]:
     """The case as flags of its recipe: what all sides share; everything else is the recipe's default."""
@@ -37,7 +21,8 @@ def flags(case: dict[str, Any]) -> list[str]:
         "save_strategy": "no",
         "load_best_model_at_end": False,
     }
-    return [item for name, value in (shared | case["ours"]).items() for item in (f"--{name}", *_values(value))]
+    given = [item for name, value in (shared | case["ours"]).items() for item in (f"--{name}", *_values(value))]
+    return given + case["flags"]
 
 
 def _values(value: Any) -> list[str]:

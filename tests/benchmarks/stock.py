@@ -3,6 +3,7 @@
     python -m tests.benchmarks.stock CASE.json FIGURES.json
 
 Written for this comparison. `best` in the case turns on what those scripts offer: dynamic padding, dataloader workers, and bfloat16 on a GPU.
+Each of those scripts imports evaluate at its top, as this does; what it would load by it is computed here, since that needs a hub.
 """
 
 import json
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import evaluate  # noqa: F401
 import numpy as np
 import torch
 from datasets import Dataset, load_dataset
@@ -267,7 +269,7 @@ def seq2seq(case: dict[str, Any]) -> Trainer:
         labels = tokenizer.pad([{"input_ids": example["labels"]} for example in examples], return_tensors="pt")
         labels = labels["input_ids"].masked_fill(labels.attention_mask.ne(1), -100)
         if (labels[:, 0] == model.config.decoder_start_token_id).all():
-            labels = labels[:, 1:]
+            labels = labels[:, 1:].contiguous()  # without it Moonshine's loss stops the script
         return {**batch, "labels": labels}
 
     def word_error_rate(prediction: Any) -> dict[str, float]:
@@ -287,12 +289,57 @@ def seq2seq(case: dict[str, Any]) -> Trainer:
     )
 
 
+def ctc(case: dict[str, Any]) -> Trainer:
+    """As run_speech_recognition_ctc.py: normalised samples of the whole set in a map, all logits of the evaluation kept."""
+    import jiwer
+    from transformers import AutoModelForCTC, AutoProcessor
+
+    import sft_hf.models.crnn  # noqa: F401  the architecture
+
+    folder = Path(case["folder"])
+    processor = AutoProcessor.from_pretrained(case["model"])
+    model = AutoModelForCTC.from_pretrained(case["model"])
+    extractor, tokenizer = processor.feature_extractor, processor.tokenizer
+
+    def prepared(row: dict) -> dict:
+        inputs = extractor(np.asarray(row["array"], dtype=np.float32), sampling_rate=row["sampling_rate"])
+        return {"input_values": inputs["input_values"][0], "labels": tokenizer(row["target"].lower()).input_ids}
+
+    columns = ["array", "sampling_rate", "target"]
+    train, test = (
+        audio_rows(folder, split, "text").map(prepared, remove_columns=columns) for split in ("train", "test")
+    )
+
+    def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+        samples = [{"input_values": example["input_values"]} for example in examples]
+        batch = extractor.pad(samples, padding=True, return_tensors="pt")
+        labels = tokenizer.pad([{"input_ids": example["labels"]} for example in examples], return_tensors="pt")
+        return {**batch, "labels": labels["input_ids"].masked_fill(labels.attention_mask.ne(1), -100)}
+
+    def word_error_rate(prediction: Any) -> dict[str, float]:
+        found = tokenizer.batch_decode(prediction.predictions.argmax(axis=-1))
+        labels = np.where(prediction.label_ids == -100, tokenizer.pad_token_id, prediction.label_ids)
+        texts = (tokenizer.batch_decode(labels, group_tokens=False), found)
+        return {"wer": jiwer.wer(*([text.strip() or "-" for text in part] for part in texts))}
+
+    return Trainer(
+        model=model,
+        args=arguments(case),
+        train_dataset=train,
+        eval_dataset=test,
+        compute_metrics=word_error_rate,
+        data_collator=collate,
+        processing_class=processor,
+    )
+
+
 SIDES = {
     "text": text,
     "images": images,
     "segmentation": segmentation,
     "audio_classification": audio_classification,
     "seq2seq": seq2seq,
+    "ctc": ctc,
 }
 
 

@@ -80,6 +80,24 @@ def test_preprocess_makes_unpadded_ids_labels_and_lengths(bert):
     assert "truncated" not in examples.column_names
 
 
+def test_what_tokenizing_depends_on_names_the_result_in_the_cache(bert):
+    """A call sets truncation in the tokenizer, for which datasets by itself would tokenize all splits anew."""
+    task, tokenizer, model = loaded(bert)
+    data = rows(text=["a cat and a dog", "rain"], label=["ham", "spam"])
+
+    def fingerprint(task=task, tokenizer=tokenizer, model=model, data=data, labels=BINARY) -> str:
+        return task.preprocess(data, TEXT, labels, tokenizer, model, split="train")._fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    assert fingerprint(labels=Labels("single_label_classification", ("spam", "ham"))) != first
+    assert fingerprint(data=rows(text=["a dog", "rain"], label=["ham", "spam"])) != first
+    shorter = TextClassification(max_length=4)
+    assert fingerprint(**dict(zip(("task", "tokenizer", "model"), loaded(bert, task=shorter), strict=True))) != first
+    tokenizer.add_tokens(["dog and"])
+    assert fingerprint() != first
+
+
 def test_pairs_have_token_types(bert):
     task, tokenizer, _ = loaded(bert)
     examples = task.preprocess(
