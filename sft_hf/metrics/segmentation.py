@@ -47,10 +47,10 @@ class SegmentationMetrics(Metrics):
         new = {key: pair for key, *pair in zip(ids, predictions, labels, strict=True) if key not in self._seen}
         if not new:
             return
-        # As int64, because uint8 would take -100 for 156.
-        pairs = [(predicted.long(), true.to(predicted.device).long()) for predicted, true in new.values()]
-        self._refuse_impossible(pairs, list(new))
-        counts = sum(self._counted(*pair) for pair in pairs)
+        self._refuse_other_sizes(new)
+        pairs = [self._coded(*pair) for pair in new.values()]
+        self._refuse_impossible([possible for _, possible in pairs], list(new))
+        counts = self._counted(torch.cat([cells for cells, _ in pairs]))
         self._confusion = self._confusion.to(counts.device) + counts
         self._seen |= new.keys()
 
@@ -86,30 +86,37 @@ class SegmentationMetrics(Metrics):
         fractions = zip(self.label_names, numerators.tolist(), denominators.tolist(), strict=True)
         return {name: numerator / denominator for name, numerator, denominator in fractions if denominator}
 
-    def _counted(self, predicted: Tensor, true: Tensor) -> Tensor:
-        num_labels, valid = len(self.label_names), true != IGNORE_INDEX
-        cells = true[valid] * num_labels + predicted[valid]
-        return cells.bincount(minlength=num_labels**2).view(num_labels, num_labels)
+    def _coded(self, predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each pixel its cell in the matrix, `(pixels,)`, and whether all labels and all predictions are possible, `(2,)`.
 
-    def _refuse_impossible(self, pairs: list[tuple[Tensor, Tensor]], ids: list) -> None:
-        shapes = [(tuple(predicted.shape), tuple(true.shape)) for predicted, true in pairs]
+        A pixel to ignore lies in a row below the matrix.
+        """
+        num_labels = len(self.label_names)
+        # As int32, because uint8 would take -100 for 156, and int64 takes twice the time.
+        predicted, true = predicted.int(), true.to(predicted.device).int()
+        rows = torch.where(true == IGNORE_INDEX, num_labels, true)
+        labels = (rows.min() >= 0) & (true.max() < num_labels)
+        predictions = (predicted.min() >= 0) & (predicted.max() < num_labels)
+        return torch.add(predicted, rows, alpha=num_labels).flatten(), torch.stack([labels, predictions])
+
+    def _counted(self, cells: Tensor) -> Tensor:
+        num_labels = len(self.label_names)
+        # All pictures at once, because on a GPU each count waits for all that was launched before.
+        counts = cells.bincount(minlength=(num_labels + 1) * num_labels).view(num_labels + 1, num_labels)
+        return counts[:num_labels]
+
+    def _refuse_other_sizes(self, new: dict[Any, list[Tensor]]) -> None:
+        shapes = [(tuple(predicted.shape), tuple(true.shape)) for predicted, true in new.values()]
         differ = np.array([predicted != true or len(true) != 2 for predicted, true in shapes])
         first = shapes[int(differ.argmax())]
         sizes = f"Predictions {first[0]} and labels {first[1]}, expected one (height, width),"
-        refuse_examples(differ, np.array(ids), problem=sizes)
-        labels = [self._outside(true) & (true != IGNORE_INDEX) for _, true in pairs]
-        classes = f"0 to {len(self.label_names) - 1}"
-        refuse_examples(_any(labels), np.array(ids), problem=f"Labels that are neither {classes} nor {IGNORE_INDEX}")
-        predictions = [self._outside(predicted) for predicted, _ in pairs]
-        refuse_examples(_any(predictions), np.array(ids), problem=f"Predictions that are not {classes}")
+        refuse_examples(differ, np.array(list(new)), problem=sizes)
 
-    def _outside(self, ids: Tensor) -> Tensor:
-        return (ids < 0) | (ids >= len(self.label_names))
+    def _refuse_impossible(self, possible: list[Tensor], ids: list) -> None:
+        labels, predictions = torch.stack(possible).cpu().numpy().T
+        classes = f"0 to {len(self.label_names) - 1}"
+        refuse_examples(~labels, np.array(ids), problem=f"Labels that are neither {classes} nor {IGNORE_INDEX}")
+        refuse_examples(~predictions, np.array(ids), problem=f"Predictions that are not {classes}")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_confusion": self._confusion.cpu()}
-
-
-def _any(masks: list[Tensor]) -> np.ndarray:
-    # Stacked on the device first, because each number that is read from it waits for it.
-    return torch.stack([mask.any() for mask in masks]).cpu().numpy()

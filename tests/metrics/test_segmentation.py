@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_hf.metrics import SegmentationMetrics
 
@@ -161,10 +162,30 @@ def test_ids_come_in_any_integer_type(dtype):
 def test_the_matrix_is_where_the_predictions_are():
     """`meta` tells devices apart on any machine, but holds no values; counting is replaced by what needs none."""
     metrics = SegmentationMetrics(NAMES)
-    metrics._refuse_impossible = lambda pairs, ids: None
-    metrics._counted = lambda predicted, true: torch.zeros(4, 4, dtype=torch.int64, device=predicted.device)
+    metrics._refuse_impossible = lambda possible, ids: None
+    metrics._counted = lambda cells: torch.zeros(4, 4, dtype=torch.int64, device=cells.device)
     metrics.update([PREDICTIONS.to("meta")], [LABELS], example_id=np.arange(1))
     assert metrics._confusion.device.type == "meta"
+
+
+class Waiting(TorchDispatchMode):
+    """Names what waits on a GPU for all that was launched before it, since it needs a number or a size from there."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        waits = {"aten::bincount", "aten::nonzero", "aten::index.Tensor", "aten::_local_scalar_dense"}
+        self.names += [function.name()] if function.name() in waits else []
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_pictures_of_a_batch_are_counted_at_once():
+    with Waiting() as mode:
+        filled(*images())
+    assert len(images()[0]) == 6
+    assert mode.names == ["aten::bincount"]
 
 
 def test_pitfall_19_memory_does_not_grow_with_the_number_of_images():
