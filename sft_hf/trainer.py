@@ -431,13 +431,12 @@ class SftTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=prefixed, num_samples=num_examples)
 
     def _run_over(self, dataloader: DataLoader) -> tuple[Metrics, dict[str, tuple[float, float]], int]:
-        metrics, sums, num_examples = self.make_metrics(), {}, 0
+        metrics, parts, num_examples = self.make_metrics(), [], 0
         self.callback_handler.eval_dataloader = dataloader
-        for batch, outputs, batch_sums in self._forward_over(dataloader):
+        for example_id, batch, outputs, sums in self._forward_over(dataloader):
             denominators = self.task.loss_denominators(self.loss, batch)
-            new = {name: (float(batch_sums[name]), float(denominators[name])) for name in batch_sums}
-            sums = _added(sums, new)
-            predictions, example_id = self._predict(outputs, batch), batch["example_id"].cpu().numpy()
+            parts.append({name: (total, denominators[name]) for name, total in sums.items()})
+            predictions = self._predict(outputs, batch)
             metrics.update(predictions, self.task.references(batch), example_id=example_id)
             if self._keep is not None:
                 self._kept |= {
@@ -445,10 +444,11 @@ class SftTrainer(Trainer):
                 }
             num_examples += len(example_id)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        return metrics, sums, num_examples
+        return metrics, _totals(parts), num_examples
 
     @torch.no_grad()
-    def _forward_over(self, dataloader: DataLoader) -> Iterator[tuple[Batch, Any, dict[str, torch.Tensor]]]:
+    def _forward_over(self, dataloader: DataLoader) -> Iterator[tuple[np.ndarray, Batch, Any, dict[str, torch.Tensor]]]:
+        """Of each batch the example ids, itself on the device, the model's outputs and the sums of the loss."""
         model = self._evaluation_model()
         model.eval()
         own = getattr(dataloader.batch_sampler, "num_own", None)
@@ -459,7 +459,7 @@ class SftTrainer(Trainer):
                 with self.compute_loss_context_manager():
                     outputs, sums = self.task.loss_sums(self.loss, model, batch)
                 if own is None or step < own:
-                    yield batch, outputs, sums
+                    yield example_id, batch, outputs, sums
 
     def _evaluation_model(self) -> torch.nn.Module:
         """The wrapped model where weights are shared; any other rank works on its own copy and at its own pace."""
@@ -502,11 +502,12 @@ class SftTrainer(Trainer):
     ) -> dict[int, Any]:
         """example_id -> prediction (what `keep` makes of it) over all ranks; a split needs no labels for it."""
         found, keep = {}, keep or _as_it_is
-        for batch, outputs, _ in self._forward_over(self.get_eval_dataloader(dataset, batch_size=batch_size)):
-            keys = batch["example_id"].tolist()
-            found |= {key: keep(key, one) for key, one in zip(keys, self._predict(outputs, batch), strict=True)}
+        for keys, batch, outputs, _ in self._forward_over(self.get_eval_dataloader(dataset, batch_size=batch_size)):
+            predictions = self._predict(outputs, batch)
+            found |= {key: keep(key, one) for key, one in zip(keys.tolist(), predictions, strict=True)}
         return self._over_ranks(found)
 
+                example_id = batch["example_id"].numpy()  # read from the device, it would wait for it
     def _over_ranks(self, found: dict[int, Any]) -> dict[int, Any]:
         if self.args.world_size == 1:
             return found
@@ -644,3 +645,15 @@ def _added(
         name: tuple(a + b for a, b in zip(left.get(name, (0.0, 0.0)), right.get(name, (0.0, 0.0)), strict=True))
         for name in names
     }
+def _totals(parts: list[dict[str, tuple[torch.Tensor, torch.Tensor]]]) -> dict[str, tuple[float, float]]:
+    """Over the batches, each sum of the loss and what it is divided by, in double precision.
+
+    They are read from the device at the end and together: each number that is read by itself waits for it.
+    """
+    totals = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        columns = zip(*(part[name] for part in parts if name in part), strict=True)
+        totals[name] = tuple(sum(torch.stack(column).tolist()) for column in columns)
+    return totals
+
+

@@ -9,6 +9,7 @@ import tiny
 import torch
 from accelerate.utils import gather_object
 from datasets import ClassLabel, Dataset, Features, List, Value
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_hf import build_trainer
 from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
@@ -261,6 +262,27 @@ def with_room_for(trainer, number: int, monkeypatch) -> list[int]:
         if tried[-1] > number:
             raise RuntimeError(OUT_OF_MEMORY)
         return honest(loss, model, batch)
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that Python reads out of tensors: on a GPU each waits for all that was launched before."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_evaluation_reads_no_number_for_each_batch(tmp_path):
+    """2 and 10 batches; the model reads one of each: whether its mask is padded on the right."""
+    reads = []
+    for num_rows in (4, 20):
+        trainer = make_trainer(tmp_path, topic_rows(num_rows), batch_size=4, per_device_eval_batch_size=2)
+        with Reads() as mode:
+            trainer.evaluate()
+        reads.append(mode.number)
+    assert reads[1] - reads[0] == 10 - 2
+
 
     monkeypatch.setitem(trainer.task.__dict__, "loss_sums", loss_sums)  # tasks are frozen
     return tried

@@ -99,7 +99,7 @@ class BinaryCrossEntropy(Loss):
     label_smoothing_factor: float = 0.0
 
     def denominator(self, labels: Tensor) -> Tensor:
-        return torch.tensor(float(labels.numel()), device=labels.device)
+        return torch.full((), float(labels.numel()), device=labels.device)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         require_same_shape(logits, labels)
@@ -140,7 +140,7 @@ class OneHotBinaryCrossEntropy(BinaryCrossEntropy):
 
     def denominator(self, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
-            return torch.tensor(float(labels.shape[0]), device=labels.device)
+            return torch.full((), float(labels.shape[0]), device=labels.device)
         return is_valid(labels).sum().float()
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def _weighted(terms: Tensor, *, weights: Tensor | None) -> Tensor:
 
 def _probability_denominator(probabilities: Tensor, *, class_weights: Tensor | None) -> Tensor:
     if class_weights is None:
-        return torch.tensor(float(probabilities[:, 0].numel()), device=probabilities.device)
+        return torch.full((), float(probabilities[:, 0].numel()), device=probabilities.device)
     weights = _weights_for(probabilities, class_weights=class_weights)
     return _weighted(probabilities.float(), weights=weights).sum()
 

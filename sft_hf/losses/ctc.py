@@ -62,7 +62,7 @@ def ctc_loss_sum(logits: Tensor, labels: Tensor, num_frames: Tensor, *, blank_id
 
 def num_utterances(labels: Tensor) -> Tensor:
     """Return the number of rows of labels `(batch, length)`, a float32 scalar."""
-    return torch.tensor(float(len(labels)), device=labels.device)
+    return torch.full((), float(len(labels)), device=labels.device)
 
 
 def frames_needed(labels: Sequence[int]) -> int:

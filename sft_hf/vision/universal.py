@@ -83,7 +83,7 @@ class OwnLoss(Loss):
     """
 
     def denominator(self, labels: Tensor) -> Tensor:
-        return torch.tensor(float(len(labels)), device=labels.device)
+        return torch.full((), float(len(labels)), device=labels.device)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         raise NotImplementedError("The model computes it: see loss_sums.")
