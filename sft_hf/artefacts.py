@@ -103,8 +103,12 @@ def check_reload(
 # ---- results ----
 
 
-def training_facts(trainer: SftTrainer, *, started: float) -> dict[str, Any]:
-    """Steps, seconds and memory of this process's part of the run."""
+def training_facts(trainer: SftTrainer, measured: dict[str, dict[str, float]], *, started: float) -> dict[str, Any]:
+    """Steps, seconds and memory of this process's part of the run.
+
+    `eval_samples_per_second` is that of the pass over test or, where none is scored, of the validation pass that the results
+    are from: loading, forward passes (with generation, where the task generates) and metrics, of all ranks together.
+    """
     timing, args = trainer.timing, trainer.args
     rate = trainer.num_examples_trained / timing.step_seconds if timing.step_seconds else 0.0
     return {
@@ -112,6 +116,7 @@ def training_facts(trainer: SftTrainer, *, started: float) -> dict[str, Any]:
         "epochs": round(trainer.state.epoch or 0.0, 4),
         "seconds": round(time.time() - started, 2),
         "train_samples_per_second": round(rate, 3),
+        "eval_samples_per_second": round(list(_speeds(measured).values())[-1], 3),
         "seconds_to_first_step": round(timing.seconds_to_first_step, 2) if timing.seconds_to_first_step else None,
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "world_size": args.world_size,
@@ -134,11 +139,14 @@ def speed_of_sound(
     if seconds["train"]:
         facts["audio_seconds_per_second"] = round(training["train_samples_per_second"] * seconds["train"], 2)
     factors = {
-        split: round(1 / (values[f"{SPLIT_PREFIXES[split]}_samples_per_second"] * seconds[split]), 5)
-        for split, values in measured.items()
-        if seconds[split]
+        split: round(1 / (speed * seconds[split]), 5) for split, speed in _speeds(measured).items() if seconds[split]
     }
     return facts | ({"real_time_factor": factors} if factors else {})
+
+
+def _speeds(measured: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Examples that were evaluated in a second, of each split."""
+    return {split: values[f"{SPLIT_PREFIXES[split]}_samples_per_second"] for split, values in measured.items()}
 
 
 def write_all(

@@ -255,7 +255,7 @@ def _evaluate(
     elif test is not None:
         predictions = trainer.predictions(test, keep=keep)
     metrics = {split: _plain(values, artefacts.SPLIT_PREFIXES[split]) for split, values in measured.items()}
-    training = artefacts.training_facts(trainer, started=started)
+    training = artefacts.training_facts(trainer, measured, started=started)
     training |= artefacts.speed_of_sound(trainer.task, prepared.examples, training, measured)
     details = {split: trainer.accumulated[artefacts.SPLIT_PREFIXES[split]].details() for split in measured}
     per_class = {split: numbers for split, numbers in details.items() if numbers}

@@ -40,6 +40,9 @@ def test_a_run_folder_is_complete(world, tmp_path):
         results["metrics"]["validation"]
     )
     assert results["data"]["rows"] == {"train": 86, "validation": 10}
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    speed = results["training"]["eval_samples_per_second"]  # there is no test split
+    assert speed == round(history[-1]["eval_samples_per_second"], 3) > 0
     assert results["label_names"] == ["animals", "kitchen", "weather"]
     assert results["versions"]["transformers"]
 

@@ -136,6 +136,7 @@ def test_a_run_leaves_a_model_that_reloads_and_numbers_that_agree(name, world, t
         "steps",
         "seconds",
         "train_samples_per_second",
+        "eval_samples_per_second",
         "seconds_to_first_step",
         "peak_rss_mb",
         "world_size",
