@@ -247,7 +247,7 @@ def _evaluate(
     trainer: SftTrainer, prepared: Prepared, *, started: float
 ) -> tuple[dict[str, Any], dict[int, np.ndarray] | None]:
     """The best model on validation and, once, on test: the results, and the predictions for test."""
-    measured, predictions = {"validation": trainer.evaluate()}, None
+    measured, predictions = {"validation": trainer.validate()}, None
     test = prepared.examples.get("test")
     keep = partial(trainer.task.keep_prediction, folder=Path(trainer.args.output_dir) / "predictions")
     if test is not None and _is_labelled(test):

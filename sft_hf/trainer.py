@@ -45,6 +45,7 @@ from sft_hf.metrics import Metrics
 from sft_hf.pretrained import base_modules
 from sft_hf.sharding import fit_fsdp, whole_weights
 from sft_hf.task import Batch, Task
+from sft_hf.validation import ValidationPass, ValidationPasses, fingerprint
 
 logger = logging.getLogger(__name__)
 Reader = Callable[[dict[str, Any], int], dict[str, Any]]  # a row and the epoch -> an example
@@ -85,6 +86,7 @@ class SftTrainer(Trainer):
         self._pushed_folder: str | None = None
         self.accumulated: dict[str, Metrics] = {}  # of the last pass of each kind
         self.thresholds: np.ndarray | None = None  # of multi-label classes, from the last validation
+        self._validations = ValidationPasses()
         self._num_own_examples = 0
         self._keep: Keep | None = None  # what is done with each prediction of the pass under way
         self._kept: dict[int, Any] = {}
@@ -404,6 +406,56 @@ class SftTrainer(Trainer):
         """Not the Trainer's, which keeps every logit: `predictions` or `evaluate_and_predict` give what it would."""
         raise NotImplementedError("Use trainer.predictions(dataset), or trainer.evaluate_and_predict(dataset, ...).")
 
+    def evaluate(
+        self,
+        eval_dataset: Dataset | IterableDataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As the Trainer's; what a validation during training gave is remembered for `validate`."""
+        # No rank has the whole of a model that is sharded.
+        is_remembered = eval_dataset is None and self.is_in_train and not self._is_sharded
+        weights = fingerprint(self.model) if is_remembered else ""
+        values = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if is_remembered:
+            self._validations.add(
+                ValidationPass(
+                    step=self.state.global_step,
+                    weights=weights,
+                    conditions=self._validation_conditions(),
+                    values=dict(values),
+                    metrics=self.accumulated[metric_key_prefix],
+                    thresholds=self.thresholds,
+                )
+            )
+        return values
+
+    def validate(self) -> dict[str, float]:
+        """evaluate(), or what it gave during training, where that was over these very weights on every rank."""
+        if self._is_sharded:
+            return self.evaluate()
+        found = self._validations.of(fingerprint(self.model), self._validation_conditions())
+        step = None if found is None else found.step
+        steps = [step] if self.args.world_size == 1 else gather_object([step])
+        if found is None or len(set(steps)) > 1:
+            return self.evaluate()
+        logger.info("validation: these weights were evaluated at step %d, and are not once more", found.step)
+        self.accumulated["eval"], self.thresholds = found.metrics, found.thresholds
+        values = dict(found.values)
+        self.log(values)
+        return values
+
+    def _validation_conditions(self) -> tuple[Any, ...]:
+        """What the numbers of a validation depend on beside the weights."""
+        return (
+            self.eval_dataset,
+            self._read_evaluation,
+            self.data_collator,
+            self.task,
+            self.loss,
+            self.args.per_device_eval_batch_size,
+        )
+
     def evaluation_loop(
         self,
         dataloader: DataLoader,
@@ -455,6 +507,7 @@ class SftTrainer(Trainer):
         gather_again = not self.is_fsdp_enabled or self.accelerator.state.fsdp_plugin.reshard_after_forward
         with whole_weights(model, gather_again=gather_again):
             for step, batch in enumerate(dataloader):
+                example_id = batch["example_id"].numpy()  # read from the device, it would wait for it
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
                     outputs, sums = self.task.loss_sums(self.loss, model, batch)
@@ -463,7 +516,7 @@ class SftTrainer(Trainer):
 
     def _evaluation_model(self) -> torch.nn.Module:
         """The wrapped model where weights are shared; any other rank works on its own copy and at its own pace."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self._is_sharded:
             return self.model_wrapped
         if not self.accelerator._models:
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
@@ -507,7 +560,6 @@ class SftTrainer(Trainer):
             found |= {key: keep(key, one) for key, one in zip(keys.tolist(), predictions, strict=True)}
         return self._over_ranks(found)
 
-                example_id = batch["example_id"].numpy()  # read from the device, it would wait for it
     def _over_ranks(self, found: dict[int, Any]) -> dict[int, Any]:
         if self.args.world_size == 1:
             return found
@@ -520,7 +572,10 @@ class SftTrainer(Trainer):
             there = ", ".join(sorted(key.removeprefix("eval_") for key in metrics))
             logger.warning("--metric_for_best_model: %s is undefined on this evaluation, which has %s", name, there)
             return False
-        return super()._determine_best_metric(metrics, trial)
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best:
+            self._validations.keep_as_best()
+        return is_best
 
     # ---- what is loaded, saved and pushed ----
 
@@ -537,9 +592,12 @@ class SftTrainer(Trainer):
             self._load_weights(self.state.best_model_checkpoint)
 
     @property
+    def _is_sharded(self) -> bool:
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    @property
     def _is_sharded_or_wrapped(self) -> bool:
-        is_whole = isinstance(self.model, PreTrainedModel)
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled or not is_whole
+        return self._is_sharded or not isinstance(self.model, PreTrainedModel)
 
     def _load_weights(self, checkpoint: str) -> None:
         """Every weight of a checkpoint, by from_pretrained; ModelError where one is missing.
@@ -637,14 +695,6 @@ def _as_it_is(_: int, prediction: Any) -> Any:
     return prediction
 
 
-def _added(
-    left: dict[str, tuple[float, float]], right: dict[str, tuple[float, float]]
-) -> dict[str, tuple[float, float]]:
-    names = [*left, *(name for name in right if name not in left)]
-    return {
-        name: tuple(a + b for a, b in zip(left.get(name, (0.0, 0.0)), right.get(name, (0.0, 0.0)), strict=True))
-        for name in names
-    }
 def _totals(parts: list[dict[str, tuple[torch.Tensor, torch.Tensor]]]) -> dict[str, tuple[float, float]]:
     """Over the batches, each sum of the loss and what it is divided by, in double precision.
 
@@ -657,3 +707,11 @@ def _totals(parts: list[dict[str, tuple[torch.Tensor, torch.Tensor]]]) -> dict[s
     return totals
 
 
+def _added(
+    left: dict[str, tuple[float, float]], right: dict[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    names = [*left, *(name for name in right if name not in left)]
+    return {
+        name: tuple(a + b for a, b in zip(left.get(name, (0.0, 0.0)), right.get(name, (0.0, 0.0)), strict=True))
+        for name in names
+    }

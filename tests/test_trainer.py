@@ -148,6 +148,25 @@ def train_on_a_stream(folder: str, *, num_rows: int, num_files: int, resume: int
     return {"ids": gather_object([seen]) if world_size > 1 else [seen], "weights": weights}
 
 
+def validate_on_each_rank(folder: Path) -> dict:
+    """After training: what validate() gives, what a pass of its own gives, and how many passes each call makes."""
+    trainer = make_trainer(
+        folder, topic_rows(11), batch_size=4, max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="steps",
+        save_steps=1, load_best_model_at_end=True, metric_for_best_model="loss", learning_rate=0.1,
+    )  # fmt: skip
+    trainer.train()
+    passes, loop = [], trainer.evaluation_loop
+    trainer.evaluation_loop = lambda *args, **kwargs: passes.append(1) or loop(*args, **kwargs)
+    losses, made = [], []
+    for evaluate in (trainer.validate, trainer.evaluate):
+        losses.append(evaluate()["eval_loss"])
+        made.append(len(passes))
+    if trainer.args.process_index == 1:
+        next(trainer.model.parameters()).data += 1
+    trainer.validate()
+    return {"losses": losses, "made": [*made, len(passes)]}
+
+
 WORKER = """
 import sys, json, torch
 sys.path.insert(0, sys.argv[1])
@@ -179,6 +198,7 @@ trainer.train()
 metrics, predictions = trainer.evaluate_and_predict(trainer.eval_dataset, metric_key_prefix="eval")
 results["stream"] = sorted(predictions)
 results |= {name: t.train_on_a_stream(sys.argv[2], **options) for name, options in t.STREAMS.items()}
+results["validated"] = t.validate_on_each_rank(folder / "validated")
 poisoned = t.make_trainer(Path(sys.argv[2]) / "run", t.topic_rows(8), batch_size=4)
 if trainer.args.process_index == 1:
     test_divergence.poison(poisoned, {1})
@@ -212,6 +232,9 @@ def test_two_processes_have_the_gradient_and_the_metrics_of_one(tmp_path):
     assert two["eval"]["rows"] == list(range(11))
     assert two["eval"]["loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
     assert two["eval"]["accuracy"] == metrics["eval_accuracy"]
+    validated = two["validated"]
+    assert validated["losses"][0] == validated["losses"][1]
+    assert validated["made"] == [0, 1, 2]  # in the end the second rank alone has other weights
     message, of_the_first_rank = two["diverged"]  # the loss is that of the second one; the first one says it
     named = {int(key) for key in message.split("examples ")[1].split(" (")[0].split(", ")}
     assert named == set(range(8)) - set(of_the_first_rank)
@@ -240,6 +263,27 @@ def test_eval_loss_does_not_depend_on_the_batch_size(tmp_path):
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
+class Reads(TorchDispatchMode):
+    """Counts the numbers that Python reads out of tensors: on a GPU each waits for all that was launched before."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_evaluation_reads_no_number_for_each_batch(tmp_path):
+    """2 and 10 batches; the model reads one of each: whether its mask is padded on the right."""
+    reads = []
+    for num_rows in (4, 20):
+        trainer = make_trainer(tmp_path, topic_rows(num_rows), batch_size=4, per_device_eval_batch_size=2)
+        with Reads() as mode:
+            trainer.evaluate()
+        reads.append(mode.number)
+    assert reads[1] - reads[0] == 10 - 2
+
+
 def test_frozen_base_model_keeps_its_weights_and_no_dropout(tmp_path):
     trainer = make_trainer(tmp_path, topic_rows(8), batch_size=4)
     trainer._freeze_base_model = True
@@ -262,27 +306,6 @@ def with_room_for(trainer, number: int, monkeypatch) -> list[int]:
         if tried[-1] > number:
             raise RuntimeError(OUT_OF_MEMORY)
         return honest(loss, model, batch)
-
-class Reads(TorchDispatchMode):
-    """Counts the numbers that Python reads out of tensors: on a GPU each waits for all that was launched before."""
-
-    number = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.number += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
-
-
-def test_evaluation_reads_no_number_for_each_batch(tmp_path):
-    """2 and 10 batches; the model reads one of each: whether its mask is padded on the right."""
-    reads = []
-    for num_rows in (4, 20):
-        trainer = make_trainer(tmp_path, topic_rows(num_rows), batch_size=4, per_device_eval_batch_size=2)
-        with Reads() as mode:
-            trainer.evaluate()
-        reads.append(mode.number)
-    assert reads[1] - reads[0] == 10 - 2
-
 
     monkeypatch.setitem(trainer.task.__dict__, "loss_sums", loss_sums)  # tasks are frozen
     return tried
