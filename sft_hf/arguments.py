@@ -139,6 +139,14 @@ class FinetuningArguments(TrainingArguments):
             "help": "Halve the batch and double the accumulation until a batch of the longest examples fits into memory."
         },
     )
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Batches by what they hold, not by number: per device as many examples as fit, padded to the longest, in so many "
+            "tokens (of clips: seconds), in place of both --per_device_*_batch_size. Each step is the mean over its own examples, so "
+            "that in short texts, which come in large batches, one of them weighs less."
+        },
+    )
     push_examples: bool = field(
         default=False, metadata={"help": "Also push predictions and reports, which hold texts of the dataset."}
     )
@@ -151,6 +159,7 @@ class FinetuningArguments(TrainingArguments):
     def __post_init__(self):
         import torch
 
+        self._check_tokens_per_batch()
         if isinstance(self.report_to, str) and "," in self.report_to:
             self.report_to = [name.strip() for name in self.report_to.split(",")]
         # Without this, ranks that a MULTI_GPU file starts on a CPU machine never find each other (pitfall 29).
@@ -166,6 +175,28 @@ class FinetuningArguments(TrainingArguments):
         self.fp16_full_eval = self.bf16_full_eval = False
         super().__post_init__()
         self.metric_for_best_model, self.greater_is_better = given
+
+    def _check_tokens_per_batch(self) -> None:
+        """ArgumentError for a number that holds nothing, and for flags that say otherwise which examples a batch has."""
+        if self.tokens_per_batch is None:
+            return
+        given = f"--tokens_per_batch {self.tokens_per_batch}"
+        if self.tokens_per_batch < 1:
+            raise ArgumentError(f"{given}: expected at least 1.")
+        if self.train_sampling_strategy != "group_by_length":
+            raise ArgumentError(
+                f"{given} groups by length, --train_sampling_strategy {self.train_sampling_strategy} does not: give "
+                "--train_sampling_strategy group_by_length, or --per_device_train_batch_size in its place."
+            )
+        if self.auto_find_batch_size:
+            raise ArgumentError(
+                f"{given}: --auto_find_batch_size halves a number of examples. Give one of the two; fewer tokens with more "
+                "--gradient_accumulation_steps need less memory."
+            )
+        if self.dataloader_drop_last:
+            raise ArgumentError(
+                f"{given} makes batches of unlike numbers, none of which is short: no --dataloader_drop_last."
+            )
 
 
 def resolve_cpu_precision(training_args: FinetuningArguments) -> str | None:

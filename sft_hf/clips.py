@@ -28,6 +28,7 @@ from sft_hf.data.columns import require_column
 from sft_hf.data.paths import as_encoded_audio, short_name
 from sft_hf.data.rows import map_rows, refuse_or_skip
 from sft_hf.data.sources import EXAMPLE_ID
+from sft_hf.data.token_batches import Lengths
 from sft_hf.errors import ArgumentError, DataError, ModelError
 from sft_hf.pretrained import load_feature_extractor
 from sft_hf.seeding import seeded
@@ -123,6 +124,13 @@ class Clips(Task):
     def seconds_per_example(self, examples: AnyDataset) -> float | None:
         """Mean length of the clips; None of a stream."""
         return None if isinstance(examples, IterableDataset) else float(np.mean(examples["length"][:]))
+
+    def lengths(self, examples: Dataset, processor: Any, *, split: str) -> Lengths | None:
+        """Seconds of sound, in training the most that the augmentation makes of them."""
+        seconds = np.asarray(examples["length"][:], dtype=float)
+        if split == "train":
+            _, seconds = WAVEFORM_AUGMENTATIONS[self.augmentation].durations(seconds)
+        return Lengths(np.maximum(seconds, SHORTEST_SECONDS), "seconds", "--max_duration_seconds")
 
     def example_keys(self, dataset: Dataset, columns: Columns) -> list[str]:
         """A digest of each encoded clip: the same file in two splits is found, not the same words."""

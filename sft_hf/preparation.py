@@ -118,6 +118,11 @@ def _check_streaming(source: Source, data_args: DataArguments, training_args: Fi
         )
     if data_args.drop_overlapping_examples:
         raise ArgumentError("--drop_overlapping_examples compares whole splits, --streaming never has them.")
+    if training_args.tokens_per_batch is not None:
+        raise ArgumentError(
+            f"--streaming: --tokens_per_batch {training_args.tokens_per_batch} needs the lengths of the whole training set; give "
+            "--per_device_train_batch_size and --train_sampling_strategy random."
+        )
     if training_args.train_sampling_strategy == "group_by_length":
         raise ArgumentError(
             "--streaming: grouping by length needs the whole training set; give --train_sampling_strategy random."

@@ -90,6 +90,12 @@ def _dead_worker(how: str, training_args: TrainingArguments) -> str:
 
 def _out_of_memory(error: BaseException, training_args: TrainingArguments) -> str:
     size, steps = training_args.per_device_train_batch_size, training_args.gradient_accumulation_steps
+    if training_args.tokens_per_batch:
+        return (
+            f"Out of memory ({storage.first_line(error)}). Training and evaluation hold --tokens_per_batch "
+            f"{training_args.tokens_per_batch} per device at a time. --gradient_checkpointing true helps, and the run goes on from its last "
+            "checkpoint; in another --output_dir also fewer tokens with more --gradient_accumulation_steps, --bf16 true, or a smaller model."
+        )
     return (
         f"Out of memory ({storage.first_line(error)}). Training holds {size} examples per device at a time, "
         f"evaluation {training_args.per_device_eval_batch_size}: --auto_find_batch_size true, or "

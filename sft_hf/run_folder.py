@@ -24,7 +24,7 @@ MAY_CHANGE = re.compile(
     r"|preprocessing_num_workers|num_cpu_threads_per_process|save_total_limit|ddp_.*|local_rank|debug"
     r"|max_nonfinite_steps|auto_find_batch_size|per_device_eval_batch_size|(gradient|activation)_checkpointing.*|save_only_model"
 )
-# They may change together, if the global batch stays what it is.
+# They may change together, if the global batch stays what it is, and is a number of examples.
 OF_THE_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -65,7 +65,8 @@ def state_of(folder: Path, parsed: Parsed, resume: str) -> str:
         )
     there = yaml.safe_load(recipe.read_text()) or {}
     now = yaml.safe_load(yaml.safe_dump(recordable(parsed)))
-    may_change = OF_THE_BATCH if _global_batch(there) == _global_batch(now) else ()
+    is_same_batch = _global_batch(there) == _global_batch(now) and now.get("tokens_per_batch") is None
+    may_change = OF_THE_BATCH if is_same_batch else ()
     different = [
         key
         for key in sorted({*there, *now})

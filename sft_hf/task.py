@@ -28,6 +28,7 @@ from sft_hf.arguments import FinetuningArguments, ModelArguments
 from sft_hf.data.containment import Place
 from sft_hf.data.labels import Labels
 from sft_hf.data.sources import Source
+from sft_hf.data.token_batches import Lengths
 from sft_hf.losses import Loss
 from sft_hf.metrics import Metrics
 
@@ -113,6 +114,12 @@ class Task(ABC):
         num_workers: int | None = None,
     ) -> AnyDataset:
         """Model inputs, `labels` where the split has them, `example_id`, and `length` where batches are grouped by it."""
+
+    def lengths(self, examples: Dataset, processor: Any, *, split: str) -> Lengths | None:
+        """What each preprocessed example of `train` or `evaluation` takes of a batch that is padded to its longest; None where examples
+        are of one size whatever they hold.
+        """
+        return None
 
     def load_reader(
         self, processor: Any, model: PreTrainedModel, columns: Columns, labels: Labels, *, split: str, seed: int

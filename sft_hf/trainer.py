@@ -24,6 +24,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
 from sft_hf import checkpoints, hub, resources
+from sft_hf.arguments import FinetuningArguments
 from sft_hf.callbacks import StopOnSignal, Timing
 from sft_hf.data.order import (
     REPEATED_ID,
@@ -35,7 +36,9 @@ from sft_hf.data.order import (
     Shuffled,
     TrainingStream,
     longest_first,
+    longest_first_by,
 )
+from sft_hf.data.token_batches import TokenBatches, evaluation_batches, say_batches
 from sft_hf.divergence import StepRecord, StopOnDivergence
 from sft_hf.errors import ArgumentError, ModelError, PushError
 from sft_hf.launching import SignalWatch
@@ -79,6 +82,7 @@ class SftTrainer(Trainer):
         self._read_train = read_train
         self._read_evaluation = read_evaluation
         self._train_stream: TrainingStream | None = None
+        self._token_batches: TokenBatches | None = None  # of --tokens_per_batch
         self._checked_hub_model_id = hub_model_id
         self._freeze_base_model = freeze_base_model
         self._push_thread = ThreadPoolExecutor(max_workers=1)
@@ -138,6 +142,8 @@ class SftTrainer(Trainer):
     def _get_dataloader(self, dataset: Dataset | IterableDataset, *args, **kwargs) -> DataLoader:
         if isinstance(dataset, IterableDataset):
             return self._get_train_stream(dataset)
+        if self.args.tokens_per_batch is not None:
+            return self._get_token_batches(dataset)
         return super()._get_dataloader(self._reading(dataset, self._read_train), *args, **kwargs)
 
     def _reading(self, dataset: Dataset, read: Reader | None) -> Any:
@@ -165,6 +171,41 @@ class SftTrainer(Trainer):
             persistent_workers=self.args.dataloader_persistent_workers and num_workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor if num_workers else None,
         )
+
+    def _get_token_batches(self, dataset: Dataset) -> DataLoader:
+        lengths = self.task.lengths(dataset, self.processing_class, split="train")
+        if lengths is None:
+            raise ArgumentError(
+                f"--tokens_per_batch {self.args.tokens_per_batch}: here examples are of one size whatever they hold; give "
+                "--per_device_train_batch_size."
+            )
+        batches = self._token_batches = TokenBatches(
+            lengths,
+            self.args.tokens_per_batch,
+            seed=self.args.order_seed,
+            world_size=self.args.world_size,
+            tells_epoch=self._read_train is not None,
+        )
+        num_micro_batches = self.args.gradient_accumulation_steps * self.args.world_size
+        say_batches(batches, lengths, self.args.tokens_per_batch, self.args.train_batch_size, num_micro_batches)
+        loader = DataLoader(
+            self._reading(dataset, self._read_train),
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare_data_loader(loader)
+
+    def get_total_train_batch_size(self, args: FinetuningArguments) -> int:
+        """As the Trainer's, for what it logs; by tokens the examples of a mean step."""
+        if self._token_batches is None:
+            return super().get_total_train_batch_size(args)
+        per_batch = self._token_batches.num_rows / len(self._token_batches)
+        return round(per_batch * args.gradient_accumulation_steps * args.world_size)
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: str | None, trial: Any
@@ -206,7 +247,7 @@ class SftTrainer(Trainer):
         sampler = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(sampler, "batch_sampler"):
             sampler = sampler.batch_sampler
-        for reader in (getattr(sampler, "sampler", None), self._train_stream):
+        for reader in (sampler, getattr(sampler, "sampler", None), self._train_stream):
             if hasattr(reader, "set_epoch"):
                 reader.set_epoch(epoch)
         if self._train_stream is not None:
@@ -330,6 +371,8 @@ class SftTrainer(Trainer):
             return batch
         # accelerate's own remainder is unknown to the loader of a resumed epoch.
         remainder = len(self.train_dataset) % (self._train_batch_size * self.args.world_size)
+        if self._token_batches is not None:
+            remainder = self._token_batches.num_left
         if remainder == 0 or self.args.dataloader_drop_last:
             return batch
         size = len(batch["example_id"])
@@ -392,12 +435,19 @@ class SftTrainer(Trainer):
         }
         rank, world_size = self.args.process_index, self.args.world_size
         # The bare model works, on one device also under DataParallel.
-        batch_size = batch_size or self.args.per_device_eval_batch_size
+        size = batch_size or self.args.per_device_eval_batch_size
         if isinstance(dataset, IterableDataset):
             options["num_workers"] = min(1, options["num_workers"])
             stream = EvaluationStream(dataset, read=self._read_evaluation, rank=rank, world_size=world_size)
-            return DataLoader(stream, batch_size=batch_size, **options)
-        batches = EvaluationBatches(dataset, batch_size, rank=rank, world_size=world_size)
+            return DataLoader(stream, batch_size=size, **options)
+        by_tokens = self.args.tokens_per_batch is not None and batch_size is None
+        lengths = self.task.lengths(dataset, self.processing_class, split="evaluation") if by_tokens else None
+        batches = (
+            longest_first_by(size, dataset)
+            if lengths is None
+            else evaluation_batches(lengths, self.args.tokens_per_batch)
+        )
+        batches = EvaluationBatches(batches, rank=rank, world_size=world_size)
         return DataLoader(self._reading(dataset, self._read_evaluation), batch_sampler=batches, **options)
 
     get_test_dataloader = get_eval_dataloader

@@ -66,3 +66,21 @@ def test_float16_on_a_cpu_is_an_error_and_not_a_float32_run():
     training_args = FinetuningArguments(fp16=True, use_cpu=True)
     with pytest.raises(ArgumentError, match="a CPU trains in float32 or, with --bf16, bfloat16"):
         resolve_cpu_precision(training_args)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"tokens_per_batch": 0}, "--tokens_per_batch 0: expected at least 1"),
+        (
+            {"train_sampling_strategy": "random"},
+            "--train_sampling_strategy random does not: give --train_sampling_strategy group_by_length, or --per_device_train_batch",
+        ),
+        ({"auto_find_batch_size": True}, "--auto_find_batch_size halves a number of examples. Give one of the two"),
+        ({"dataloader_drop_last": True}, "none of which is short: no --dataloader_drop_last"),
+    ],
+)
+def test_batches_by_tokens_and_what_says_otherwise(flags, message):
+    flags = {"tokens_per_batch": 100, "train_sampling_strategy": "group_by_length", **flags}
+    with pytest.raises(ArgumentError, match=message):
+        FinetuningArguments(**flags)

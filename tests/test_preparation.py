@@ -18,6 +18,22 @@ def prepared(tmp_path: Path, splits: dict, task: TextClassification | None = Non
     return prepare(task or TextClassification(), DataArguments(**data_args), model_args, arguments, datasets=splits)
 
 
+def test_batches_by_tokens_need_a_set_that_is_whole(tmp_path):
+    flags = {"tokens_per_batch": 800, "train_sampling_strategy": "group_by_length", "max_steps": 4}
+    arguments = FinetuningArguments(output_dir=str(tmp_path), report_to="none", **flags)
+    rows = Dataset.from_list(tiny.rows(8)).to_iterable_dataset()
+    with pytest.raises(
+        ArgumentError, match=r"--streaming: --tokens_per_batch 800 .* give --per_device_train_batch_size and"
+    ):
+        prepare(
+            TextClassification(),
+            DataArguments(),
+            ModelArguments(model_name_or_path="builtin:lstm"),
+            arguments,
+            datasets={"train": rows, "validation": rows},
+        )
+
+
 def test_groups_stay_on_one_side(tmp_path):
     rows = Dataset.from_list([{**row, "speaker": index // 8} for index, row in enumerate(tiny.rows(96))])
     made = prepared(tmp_path, {"train": rows}, validation_group_column="speaker", validation_fraction=0.25)

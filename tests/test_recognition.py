@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -252,6 +253,16 @@ def test_the_mean_length_of_clips():
     dataset = preprocessed(rows("A", "B"), "train")
     assert SPELLER.seconds_per_example(dataset) == pytest.approx(0.52)
     assert SPELLER.seconds_per_example(preprocessed(stream(rows("A")), "train")) is None
+
+
+def test_what_a_clip_takes_of_a_batch_by_seconds():
+    """In training what the slowest speed, 90 %, and the latest start, by 0.1 s, make of 0.52 s."""
+    dataset = preprocessed(rows("A"), "train")
+    lengths = replace(SPELLER, augmentation="full").lengths(dataset, None, split="train")
+    assert (lengths.values.tolist(), lengths.unit, lengths.flag) == (
+        [pytest.approx(0.52 / 0.9 + 0.1)], "seconds", "--max_duration_seconds",
+    )  # fmt: skip
+    assert replace(SPELLER, augmentation="full").lengths(dataset, None, split="evaluation").values.tolist() == [0.52]
 
 
 # ---- scores ----

@@ -57,6 +57,14 @@ def test_out_of_memory_names_the_flags_that_keep_the_global_batch(arguments):
     )
 
 
+def test_out_of_memory_of_batches_by_tokens_names_their_flag(arguments):
+    arguments.tokens_per_batch = 800
+    with pytest.raises(ResourceError) as caught, explained(arguments):
+        allocate_too_much()
+    assert "Training and evaluation hold --tokens_per_batch 800 per device at a time" in str(caught.value)
+    assert "--per_device_train_batch_size" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "torch_s",
     [

@@ -37,6 +37,16 @@ def test_the_global_batch_may_be_cut_another_way_when_a_run_goes_on(tmp_path):
         state(per_device_train_batch_size=2, gradient_accumulation_steps=2)
 
 
+def test_batches_by_tokens_are_cut_as_they_were(tmp_path):
+    """Their number of examples, which --per_device_train_batch_size does not say, would be another."""
+    values = {"tokens_per_batch": 800, "per_device_train_batch_size": 32}
+    write_recipe(str(tmp_path), Parsed((), values, {}))
+    assert state_of(tmp_path, Parsed((), values, {}), "auto") == "partial"
+    for other in ({"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2}, {"tokens_per_batch": 400}):
+        with pytest.raises(ArgumentError, match="holds a run with other flags"):
+            state_of(tmp_path, Parsed((), {**values, **other}, {}), "auto")
+
+
 def test_another_number_of_processes_does_not_go_on(tmp_path):
     checkpoint = tmp_path / "checkpoint-5"
     checkpoint.mkdir()

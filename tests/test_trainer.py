@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_hf import build_trainer
 from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments
+from sft_hf.errors import ArgumentError
 from sft_hf.tasks.text_classification import TextClassification
 
 TOPICS = {"animal": "the cat and the dog", "number": "one two three plus", "colour": "red green or blue"}
@@ -113,6 +114,81 @@ def test_a_short_last_batch_weighs_its_examples_like_any_other(tmp_path):
     assert relative_difference(cut, whole) < 1e-5
 
 
+BY_TOKENS = {"batch_size": 1, "train_sampling_strategy": "group_by_length"}
+
+
+def test_batches_by_tokens_have_the_gradient_of_their_examples(tmp_path):
+    """Pitfall 1, with micro-batches of unequal numbers."""
+    whole = gradient(make_trainer(tmp_path, topic_rows(11), tokens_per_batch=1000, **BY_TOKENS))
+    trainer = make_trainer(tmp_path, topic_rows(11), tokens_per_batch=33, steps=9, **BY_TOKENS)
+    cut = gradient(trainer)
+    assert len({len(batch) for batch in trainer._token_batches}) > 1
+    assert relative_difference(cut, whole) < 1e-5
+
+
+def seen_by(trainer) -> list[tuple[str, list[int], int]]:
+    """Of each batch that the model gets: whether it is trained on, its example ids, and its tokens with padding."""
+    seen, prepare = [], trainer._prepare_inputs
+
+    def prepare_inputs(batch):
+        kind = "train" if trainer.model.training else "eval"
+        seen.append((kind, batch["example_id"].tolist(), batch["input_ids"].numel()))
+        return prepare(batch)
+
+    trainer._prepare_inputs = prepare_inputs
+    return seen
+
+
+def test_batches_by_tokens_hold_no_more_than_that_and_each_example_once_an_epoch(tmp_path, caplog):
+    caplog.set_level("INFO", logger="sft_hf")
+    flags = {"tokens_per_batch": 40, "num_train_epochs": 3, "max_steps": -1, "learning_rate": 0.05, "steps": 2}
+    flags |= {"save_strategy": "steps", "save_steps": 7, **BY_TOKENS}
+    trainer = make_trainer(tmp_path, topic_rows(27), **flags)
+    seen = seen_by(trainer)
+    trainer.train()
+    assert all(num_tokens <= 40 for _, _, num_tokens in seen)
+    num_batches, epochs = len(seen) // 3, []
+    assert num_batches == len(trainer._token_batches)
+    for start in range(0, len(seen), num_batches):
+        epochs.append([key for _, ids, _ in seen[start : start + num_batches] for key in ids])
+    assert [sorted(epoch) for epoch in epochs] == [list(range(27))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    steps_in_epoch = -(-num_batches // 2)
+    assert (trainer.state.global_step, trainer.state.epoch) == (3 * steps_in_epoch, 3.0)
+    assert trainer.num_examples_trained == 81
+    assert (num_batches, trainer.get_total_train_batch_size(trainer.args)) == (10, 5)  # 27 by 10, twice, of a mean step
+    assert f"--tokens_per_batch 40: {num_batches} batches of" in caplog.text
+
+    assert 7 % steps_in_epoch > 0  # inside of an epoch
+    resumed = make_trainer(tmp_path, topic_rows(27), **flags)
+    seen_again = seen_by(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    assert seen_again == seen[-len(seen_again) :]
+    assert len(seen_again) < len(seen)
+    for before, after in zip(trainer.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+    seen.clear()
+    metrics = trainer.evaluate()
+    assert all(num_tokens <= 40 for _, _, num_tokens in seen)
+    assert sorted(key for _, ids, _ in seen for key in ids) == list(range(27))
+    by_number = make_trainer(tmp_path, topic_rows(27), batch_size=4)
+    by_number.model.load_state_dict(trainer.model.state_dict())
+    assert metrics["eval_loss"] == pytest.approx(by_number.evaluate()["eval_loss"], rel=1e-6)
+    seen.clear()
+    trainer.predictions(trainer.eval_dataset, batch_size=1)  # the reload check goes one by one
+    assert {len(ids) for _, ids, _ in seen} == {1}
+
+
+def test_examples_of_one_size_have_no_batches_by_tokens(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, topic_rows(8), tokens_per_batch=40, **BY_TOKENS)
+    monkeypatch.setitem(trainer.task.__dict__, "lengths", lambda *_args, **_options: None)
+    with pytest.raises(
+        ArgumentError, match="--tokens_per_batch 40: here examples are of one size.*give --per_device_train"
+    ):
+        trainer.train()
+
+
 def test_the_logged_loss_is_the_mean_over_the_global_batch(tmp_path):
     losses = []
     for batch_size, steps in ((8, 1), (2, 4)):
@@ -167,6 +243,11 @@ def validate_on_each_rank(folder: Path) -> dict:
     return {"losses": losses, "made": [*made, len(passes)]}
 
 
+TOKENS = {
+    # An epoch in one step, of both ranks' batches; of the last two of its three micro-batches one rank has none.
+    "by tokens": (11, {"tokens_per_batch": 66, "steps": 9}),
+    "by tokens, one rank empty": (3, {"tokens_per_batch": 18, "steps": 2}),
+}
 WORKER = """
 import sys, json, torch
 sys.path.insert(0, sys.argv[1])
@@ -184,6 +265,10 @@ results["one rank empty"] = t.gradient(t.make_trainer(Path(sys.argv[2]) / "run",
 trainer = t.make_trainer(Path(sys.argv[2]) / "run", t.topic_rows(11), batch_size=4, per_device_eval_batch_size=2)
 metrics, predictions = trainer.evaluate_and_predict(trainer.eval_dataset, metric_key_prefix="eval")
 results["eval"] = {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"], "rows": sorted(predictions)}
+for case, (num_rows, options) in t.TOKENS.items():
+    trainer = t.make_trainer(Path(sys.argv[2]) / "run", t.topic_rows(num_rows), **options, **t.BY_TOKENS)
+    results[case] = t.gradient(trainer)
+    results[case + ": examples"] = trainer.num_examples_trained, trainer.state.epoch, trainer._token_batches.num_left
 folder = Path(sys.argv[2]) / "resumed"
 flags = dict(batch_size=2, max_steps=20, learning_rate=0.05, train_sampling_strategy="group_by_length")
 whole = t.make_trainer(folder, t.topic_rows(27), save_strategy="steps", save_steps=10, **flags)
@@ -192,6 +277,12 @@ resumed = t.make_trainer(folder, t.topic_rows(27), **flags)
 resumed.train(resume_from_checkpoint=str(folder / "checkpoint-10"))
 results["resume"] = [torch.cat([p.detach().ravel() for p in x.model.parameters()]) for x in (whole, resumed)]
 stream = t.topic_rows(11).to_iterable_dataset(num_shards=2)
+flags |= dict(t.BY_TOKENS, tokens_per_batch=40, max_steps=12)
+whole = t.make_trainer(folder / "tokens", t.topic_rows(27), save_strategy="steps", save_steps=7, **flags)
+whole.train()
+resumed = t.make_trainer(folder / "tokens", t.topic_rows(27), **flags)
+resumed.train(resume_from_checkpoint=str(folder / "tokens" / "checkpoint-7"))
+results["resume by tokens"] = [torch.cat([p.detach().ravel() for p in x.model.parameters()]) for x in (whole, resumed)]
 flags = dict(max_steps=4, train_sampling_strategy="random", per_device_eval_batch_size=2)
 trainer = t.make_trainer(folder, stream, batch_size=2, tokenizer_name=sys.argv[2] + "/bert", **flags)
 trainer.train()
@@ -235,6 +326,11 @@ def test_two_processes_have_the_gradient_and_the_metrics_of_one(tmp_path):
     validated = two["validated"]
     assert validated["losses"][0] == validated["losses"][1]
     assert validated["made"] == [0, 1, 2]  # in the end the second rank alone has other weights
+    for case, (num_rows, _) in TOKENS.items():
+        one = gradient(make_trainer(tmp_path, topic_rows(num_rows), batch_size=num_rows))
+        assert relative_difference(two[case], one) < 1e-5, case
+        assert two[f"{case}: examples"] == (num_rows, 1.0, num_rows % 2 if "empty" in case else 0)
+    assert torch.equal(*two["resume by tokens"])  # step 7 of 12 is inside of an epoch of 5
     message, of_the_first_rank = two["diverged"]  # the loss is that of the second one; the first one says it
     named = {int(key) for key in message.split("examples ")[1].split(" (")[0].split(", ")}
     assert named == set(range(8)) - set(of_the_first_rank)

@@ -183,16 +183,20 @@ def longest_first(dataset: Dataset) -> Sequence[int]:
     return sorted(range(len(dataset)), key=lambda row: -lengths[row])
 
 
+def longest_first_by(batch_size: int, dataset: Dataset) -> list[list[int]]:
+    """The rows of a set in batches of one size, the last one as short as it has to be."""
+    order = longest_first(dataset)
+    return [list(order[start : start + batch_size]) for start in range(0, len(dataset), batch_size)]
+
+
 class EvaluationBatches(Sampler[list[int]]):
-    """The batches of one rank: every world_size-th batch of the whole set, longest examples first.
+    """The batches of one rank: every world_size-th batch of the whole set, which has the longest examples first.
 
     Every rank makes the same number of steps, since sharded models need all ranks in each; a rank without a batch of its
     own repeats one, and `num_own` says from which step on the results do not count.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, *, rank: int, world_size: int):
-        order = longest_first(dataset)
-        batches = [list(order[start : start + batch_size]) for start in range(0, len(dataset), batch_size)]
+    def __init__(self, batches: list[list[int]], *, rank: int, world_size: int):
         self.batches = batches[rank::world_size]
         self.num_own = len(self.batches)
         num_steps = -(-len(batches) // world_size)

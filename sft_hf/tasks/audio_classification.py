@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Features, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 from torch import Tensor, nn
 from transformers import (
     ASTFeatureExtractor,
@@ -49,6 +49,7 @@ from sft_hf.data.columns import find_audio_column
 from sft_hf.data.labels import Labels
 from sft_hf.data.rows import renamed
 from sft_hf.data.sources import EXAMPLE_ID
+from sft_hf.data.token_batches import Lengths
 from sft_hf.errors import ArgumentError
 from sft_hf.losses import Loss
 from sft_hf.pretrained import load_config, load_model, resolve_model
@@ -158,6 +159,15 @@ class AudioClassification(Clips, Classification):
             _say_long_clips(dataset, split)
         names = {columns.inputs[0]: "audio", ENCODED_LABEL: "labels", SECONDS: "length", EXAMPLE_ID: EXAMPLE_ID}
         return renamed(dataset, names)
+
+    def lengths(self, examples: Dataset, processor: Any, *, split: str) -> Lengths | None:
+        """Seconds of sound, in training at most those of a part; None where clips are windows of one size."""
+        if fixed_seconds(processor) or (split != "train" and self._evaluation_samples(processor)):
+            return None
+        whole = super().lengths(examples, processor, split=split)
+        if split != "train":
+            return whole
+        return Lengths(np.minimum(whole.values, self._training_seconds(processor)), "seconds", "--max_length_seconds")
 
     def load_reader(
         self, processor: Any, model: PreTrainedModel, columns: Columns, labels: Labels, *, split: str, seed: int

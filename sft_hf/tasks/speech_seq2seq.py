@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -30,6 +30,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from sft_hf.arguments import FinetuningArguments, ModelArguments
 from sft_hf.clips import FEATURES, NUM_SAMPLES, hears_padding, parts_of_one_length, say_sampling_rates
 from sft_hf.data.labels import TRANSCRIPTION, Labels
+from sft_hf.data.token_batches import Lengths
 from sft_hf.errors import ArgumentError, ModelError
 from sft_hf.losses import Loss
 from sft_hf.losses.classification import CrossEntropy
@@ -167,6 +168,12 @@ class SpeechSeq2Seq(Recognition):
     def misfit_rule(self, processor: Any, model: PreTrainedModel) -> "WindowRule":
         """A transcript longer than the decoder, or a clip longer than the window of the model."""
         return WindowRule(decoder_limit(model), window_seconds(processor.feature_extractor))
+
+    def lengths(self, examples: Dataset, processor: Any, *, split: str) -> Lengths | None:
+        """Seconds of sound; None of Whisper, which fills every clip up to its window."""
+        return (
+            None if window_seconds(processor.feature_extractor) else super().lengths(examples, processor, split=split)
+        )
 
     def check_transcripts(self, texts: Sequence[str], processor: Any, model: PreTrainedModel, *, split: str) -> None:
         """Let the model write what it is trained to: Whisper's own settings suppress most symbols."""

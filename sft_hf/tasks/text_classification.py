@@ -24,6 +24,7 @@ from sft_hf.data.columns import find_text_columns, require_column
 from sft_hf.data.labels import Labels, encode_column
 from sft_hf.data.rows import shared_by_ranks
 from sft_hf.data.sources import EXAMPLE_ID
+from sft_hf.data.token_batches import Lengths
 from sft_hf.errors import ArgumentError, DataError
 from sft_hf.pretrained import load_config, load_model, load_tokenizer, resolve_model
 from sft_hf.task import AnyDataset, Batch, Columns
@@ -179,6 +180,10 @@ class TextClassification(Classification):
                 processor.model_max_length,
             )
         return dataset.remove_columns("truncated")
+
+    def lengths(self, examples: Dataset, processor: PreTrainedTokenizerBase, *, split: str) -> Lengths:
+        """Tokens; of an empty text one, as the collator pads it."""
+        return Lengths(np.maximum(examples["length"][:], 1), "tokens", "--max_length")
 
     def joined(self, rows: dict[str, list], columns: Columns) -> tuple[list[str], list[str] | None]:
         """The texts, and the second texts of pairs, of a batch of rows."""

@@ -14,6 +14,7 @@ from sft_hf.data.order import (
     ReadExamples,
     Shuffled,
     TrainingStream,
+    longest_first_by,
 )
 from sft_hf.errors import DataError
 
@@ -34,7 +35,8 @@ def numbers(batches) -> list[int]:
 
 def test_evaluation_batches_of_all_ranks_hold_each_example_once():
     dataset = Dataset.from_dict({"length": [3, 9, 5, 1, 7]})
-    ranks = [EvaluationBatches(dataset, 2, rank=rank, world_size=2) for rank in range(2)]
+    batches = longest_first_by(2, dataset)
+    ranks = [EvaluationBatches(batches, rank=rank, world_size=2) for rank in range(2)]
     assert [list(rank) for rank in ranks] == [[[1, 4], [3]], [[2, 0], [1, 4]]]  # longest first; rank 1 repeats one
     assert [rank.num_own for rank in ranks] == [2, 1]
 

@@ -393,6 +393,42 @@ def test_no_augmentation_makes_a_training_window_longer_than_the_evaluations(wor
     assert all(size <= limit for size, limit in zip(batch[name].shape[1:], expected, strict=True))
 
 
+def test_batches_by_seconds_hold_no_more_whatever_augmentation_makes_of_the_clips(world, tmp_path):
+    rows = of_length(*[0.2, 0.3, 0.5, 0.9] * 5)
+    task = AudioClassification(augmentation="full", max_length_seconds=0.6)
+    flags = {
+        "tokens_per_batch": 2,
+        "train_sampling_strategy": "group_by_length",
+        "max_steps": -1,
+        "num_train_epochs": 2,
+    }
+    trainer = trainer_of(tmp_path, rows, world / "wav2vec2", task=task, **flags)
+    seen, prepare = [], trainer._prepare_inputs
+    trainer._prepare_inputs = lambda batch: (
+        seen.append((batch["example_id"].tolist(), batch["input_values"].numel())) or prepare(batch)
+    )
+    for run, epochs in ((trainer.train, 2), (trainer.evaluate, 1)):
+        seen.clear()
+        run()
+        assert all(num_samples <= 2 * HZ for _, num_samples in seen)
+        assert sorted(key for ids, _ in seen for key in ids) == sorted(list(range(20)) * epochs)
+    assert [len(ids) for ids, _ in seen] == [2, 2, 2, 4, 6, 4]  # of 0.9 s, 0.9, 0.9, 0.5, 0.3, 0.2
+
+
+def test_what_a_clip_takes_of_a_batch_by_seconds(world):
+    """In training no more than the part that is heard; None where a model hears windows of one length."""
+    clips = Dataset.from_dict({"length": [0.01, 0.5, 0.9]})
+    task, processor, _ = loaded(world / "wav2vec2", AudioClassification(max_length_seconds=0.6))
+    training = task.lengths(clips, processor, split="train")
+    assert (training.values.tolist(), training.flag) == ([0.05, 0.5, 0.6], "--max_length_seconds")
+    assert task.lengths(clips, processor, split="evaluation").values.tolist() == [0.05, 0.5, 0.9]
+    windows = AudioClassification(max_length_seconds=0.6, average_windows=True)
+    assert windows.lengths(clips, processor, split="evaluation") is None
+    for kind in ("whisper", "ast"):
+        task, processor, _ = loaded(world / kind)
+        assert task.lengths(clips, processor, split="train") is None
+
+
 def test_windows_of_evaluation(world):
     """Of a fixed length always, of others if told so; three windows of 0.3 s cover 0.7 s."""
     task, processor, model = loaded(

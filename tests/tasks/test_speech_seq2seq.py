@@ -327,6 +327,16 @@ def test_no_augmentation_makes_a_clip_longer_than_the_window(world, caplog, augm
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_whisper_alone_pads_every_clip_to_one_length(world, kind):
+    processor, _ = loaded(world, kind)
+    clips = Dataset.from_dict({"length": [0.5, 1.5]})
+    for split in ("train", "evaluation"):
+        lengths = SpeechSeq2Seq().lengths(clips, processor, split=split)
+        assert (lengths is None) == (kind in ("whisper", "multilingual"))
+        assert lengths is None or lengths.values.tolist() == [0.5, 1.5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_family_says_how_long_its_decoder_is(world, kind):
     _, model = loaded(world, kind)
     assert decoder_limit(model) == 64
