@@ -41,7 +41,8 @@ if __name__ == "__main__":
         model_defaults={
             "builtin:crnn": {"learning_rate": 2e-3, "num_train_epochs": 6},
             "*whisper-tiny*": {"learning_rate": 2e-4},
-            "freeze_base_model": {"learning_rate": 1e-3, "num_train_epochs": 10},
+            # Without augmentation the base runs once for each clip.
+            "freeze_base_model": {"augmentation": "none", "learning_rate": 1e-3, "num_train_epochs": 10},
             "from_scratch": {"learning_rate": 5e-4, "num_train_epochs": 30},
         },
     )

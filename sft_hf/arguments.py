@@ -89,7 +89,7 @@ class ModelArguments:
             "help": "Of the weights; auto is the checkpoint's own. For mixed precision use --bf16 or the launcher."
         },
     )
-    freeze_base_model: bool = field(default=False, metadata={"help": "Train the head alone."})
+    freeze_base_model: bool = field(default=False, metadata={"help": "Train the head alone; see --cache_features."})
 
 
 @dataclass(repr=False)  # the parent's own shows no token
@@ -107,6 +107,13 @@ class FinetuningArguments(TrainingArguments):
     )
     cpu_bf16: Literal["auto", "on", "off"] = field(
         default="auto", metadata={"help": "bfloat16 autocast on a CPU; auto: where the CPU computes in it."}
+    )
+    cache_features: Literal["auto", "on", "off"] = field(
+        default="auto",
+        metadata={
+            "help": "With --freeze_base_model, run the base once for each example and keep what enters the head; auto: where no "
+            "augmentation changes that from epoch to epoch."
+        },
     )
     num_cpu_threads_per_process: int | None = field(
         default=None, metadata={"help": "Default: the user's OMP_NUM_THREADS, else all cores divided by the processes."}

@@ -160,6 +160,10 @@ class Classification(Task):
             raise ArgumentError(f"--class_weights {self.class_weights}: the labels are numbers, there are no classes.")
         return resolve_class_weights(self.class_weights, names=labels.names, counts=lambda: _counts(train, labels))
 
+    def why_inputs_vary(self, train: AnyDataset, processor: Any, model: PreTrainedModel) -> str | None:
+        """Nothing, by default."""
+        return None
+
     def loss_denominators(self, loss: Loss, batch: Batch) -> dict[str, Tensor]:
         """One: what the loss of the items is divided by (their number, or the sum of their class weights)."""
         return loss.denominators(batch["labels"])

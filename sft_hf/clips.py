@@ -79,6 +79,13 @@ class Clips(Task):
                 "of seconds, the second one larger."
             )
 
+    @property
+    def randomness(self) -> tuple[str, str] | None:
+        """--augmentation, or --spec_augment."""
+        if self.augmentation != "none":
+            return f"--augmentation {self.augmentation}", "--augmentation none"
+        return ("--spec_augment true", "--spec_augment false") if self.spec_augment else None
+
     # ---- before training ----
 
     def decodable(self, dataset: AnyDataset, columns: Columns, *, split: str) -> AnyDataset:
@@ -344,6 +351,8 @@ def with_room_for_masks(model: PreTrainedModel, batch: Batch) -> Batch:
     config = model.config
     if not getattr(config, "apply_spec_augment", True) or not getattr(config, "mask_time_prob", 0):
         return batch
+    if not any(name in batch for name in FEATURES):
+        return batch  # what a frozen base made of them
     name, needed = next(name for name in FEATURES if name in batch), config.mask_time_length
     if name == "input_values":
         if not hasattr(config, "conv_kernel"):  # builtin:crnn cuts its masks to the clip

@@ -19,7 +19,7 @@ import numpy as np
 from datasets import IterableDataset
 from transformers import EarlyStoppingCallback
 
-from sft_hf import artefacts, checkpoints, hub, launching, resources, run_folder
+from sft_hf import artefacts, checkpoints, features, hub, launching, resources, run_folder
 from sft_hf.arguments import DataArguments, FinetuningArguments, ModelArguments, resolve_cpu_precision
 from sft_hf.configuration import apply_environment, config_environment
 from sft_hf.data.labels import Labels
@@ -141,6 +141,7 @@ def _build(task, data_args, model_args, training_args, *, methods, datasets) -> 
     ):
         if line:
             logger.info(line)
+    features.check_flags(task, training_args, freeze_base_model=model_args.freeze_base_model)
     resolve_model(model_args)  # a misspelt model is an error before the dataset is downloaded
     with first_rank_first(training_args), whole_models():
         prepared = prepare(task, data_args, model_args, training_args, datasets=datasets)

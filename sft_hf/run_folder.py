@@ -22,7 +22,7 @@ MAY_CHANGE = re.compile(
     r"output_dir|resume|cache_dir|hub_.*|push_.*|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm"
     r"|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor|multiprocessing_context)"
     r"|preprocessing_num_workers|num_cpu_threads_per_process|save_total_limit|ddp_.*|local_rank|debug"
-    r"|max_nonfinite_steps|auto_find_batch_size|per_device_eval_batch_size|(gradient|activation)_checkpointing.*|save_only_model"
+    r"|max_nonfinite_steps|auto_find_batch_size|cache_features|per_device_eval_batch_size|(gradient|activation)_checkpointing.*|save_only_model"
 )
 # They may change together, if the global batch stays what it is, and is a number of examples.
 OF_THE_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")

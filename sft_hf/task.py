@@ -65,6 +65,15 @@ class Task(ABC):
         return None
 
     @property
+    def randomness(self) -> tuple[str, str] | None:
+        """The flag by which a training example is another one in every epoch, and the flag without: `--augmentation light`, `none`."""
+        return None
+
+    def why_inputs_vary(self, train: AnyDataset, processor: Any, model: PreTrainedModel) -> str | None:
+        """What else changes an example's inputs from epoch to epoch, as the end of a sentence; None: a frozen base may run once for it."""
+        return "that is for classification alone"
+
+    @property
     def as_the_pipeline_does(self) -> "Task":
         """The task for the reload check: itself, or one without what `transformers.pipeline` cannot do."""
         return self

@@ -6,6 +6,7 @@ whatever the number of accumulation steps and processes is (pitfalls 1 and 2).
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
-from sft_hf import checkpoints, hub, resources
+from sft_hf import checkpoints, features, hub, resources
 from sft_hf.arguments import FinetuningArguments
 from sft_hf.callbacks import StopOnSignal, Timing
 from sft_hf.data.order import (
@@ -41,6 +42,7 @@ from sft_hf.data.order import (
 from sft_hf.data.token_batches import TokenBatches, evaluation_batches, say_batches
 from sft_hf.divergence import StepRecord, StopOnDivergence
 from sft_hf.errors import ArgumentError, ModelError, PushError
+from sft_hf.features import FEATURES
 from sft_hf.launching import SignalWatch
 from sft_hf.losses import Loss
 from sft_hf.method import Method
@@ -85,6 +87,7 @@ class SftTrainer(Trainer):
         self._token_batches: TokenBatches | None = None  # of --tokens_per_batch
         self._checked_hub_model_id = hub_model_id
         self._freeze_base_model = freeze_base_model
+        self._features: features.KeptFeatures | None = None  # what enters the head of a frozen base
         self._push_thread = ThreadPoolExecutor(max_workers=1)
         self._push: Future | None = None
         self._pushed_folder: str | None = None
@@ -116,6 +119,8 @@ class SftTrainer(Trainer):
             # The Trainer's own begins anew with the weights that it has by then, and with another global batch.
             self.args.auto_find_batch_size = False
             self._fit_batch_size()
+        if self._freeze_base_model and self.args.cache_features != "off" and self._features is None:
+            self._keep_features()
         return super().train(*args, **kwargs)
 
     # ---- order ----
@@ -142,9 +147,13 @@ class SftTrainer(Trainer):
     def _get_dataloader(self, dataset: Dataset | IterableDataset, *args, **kwargs) -> DataLoader:
         if isinstance(dataset, IterableDataset):
             return self._get_train_stream(dataset)
-        if self.args.tokens_per_batch is not None:
-            return self._get_token_batches(dataset)
-        return super()._get_dataloader(self._reading(dataset, self._read_train), *args, **kwargs)
+        examples, context = self._reading(dataset, self._read_train), nullcontext()
+        if self._features is not None:
+            examples, context = self._features.train, features.read_without_workers(self.args)
+        with context:
+            if self.args.tokens_per_batch is not None:
+                return self._get_token_batches(dataset, examples)
+            return super()._get_dataloader(examples, *args, **kwargs)
 
     def _reading(self, dataset: Dataset, read: Reader | None) -> Any:
         """The dataset whose rows are read on the fly, in the dataloader's workers."""
@@ -172,7 +181,7 @@ class SftTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor if num_workers else None,
         )
 
-    def _get_token_batches(self, dataset: Dataset) -> DataLoader:
+    def _get_token_batches(self, dataset: Dataset, examples: Any) -> DataLoader:
         lengths = self.task.lengths(dataset, self.processing_class, split="train")
         if lengths is None:
             raise ArgumentError(
@@ -189,7 +198,7 @@ class SftTrainer(Trainer):
         num_micro_batches = self.args.gradient_accumulation_steps * self.args.world_size
         say_batches(batches, lengths, self.args.tokens_per_batch, self.args.train_batch_size, num_micro_batches)
         loader = DataLoader(
-            self._reading(dataset, self._read_train),
+            examples,
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -322,6 +331,42 @@ class SftTrainer(Trainer):
         dataset = self._reading(self.train_dataset, self._read_train)
         return [dataset[row] for row in longest_first(self.train_dataset)[:number]]
 
+    # ---- the head alone ----
+
+    def _keep_features(self) -> None:
+        """--cache_features: run the frozen base model once for each example, where that is the same and gains something."""
+        mode, started = self.args.cache_features, time.perf_counter()
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        try:
+            features.check_applicable(
+                self.args, self.task, self.methods, self.train_dataset, self.processing_class, self.model,
+                is_sharded=is_sharded,
+            )  # fmt: skip
+            train, validation = self._rank_s_batches(self.train_dataset, self._read_train), None
+            if self.args.eval_strategy != "no" and not isinstance(self.eval_dataset, IterableDataset):
+                validation = features.OwnBatches(self.get_eval_dataloader(), self._prepare_inputs)
+            self._features = features.keep_features(
+                features.HeadAlone(self.model, base_modules(self.model)),
+                self._logits,
+                train=features.OwnBatches(train, self._prepare_inputs),
+                num_train=len(self.train_dataset),
+                validation=validation,
+                accelerator=self.accelerator,
+                is_stopped=lambda: self.signals.received is not None,
+            )
+        except features.CannotKeep as error:
+            if mode == "on" and self.signals.received is None:
+                raise ArgumentError(f"--cache_features on: {error}. Give auto or off.") from error
+            logger.info("--cache_features auto: the frozen base model runs in every epoch, since %s", error)
+            return
+        self.data_collator = features.Collate(self.data_collator)
+        self.timing.step_seconds += time.perf_counter() - started  # the steps' own work, done before them
+        features.say_what_is_kept(self._features, mode)
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        with self.accelerator.autocast():
+            return self.task.loss_sums(self.train_loss, self.model, batch)[0].logits
+
     # ---- loss ----
 
     def training_step(
@@ -338,7 +383,10 @@ class SftTrainer(Trainer):
         return self._record.gradient_norm
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        return self.task.on_device(super()._prepare_inputs(inputs), self.processing_class, dtype=self.model.dtype)
+        inputs = super()._prepare_inputs(inputs)
+        if FEATURES in inputs:
+            return inputs  # has been on the device, and in the model
+        return self.task.on_device(inputs, self.processing_class, dtype=self.model.dtype)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -428,6 +476,16 @@ class SftTrainer(Trainer):
     ) -> DataLoader:
         """Batches of this rank alone, none of them padded with examples of another (nothing is counted twice)."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        kept = self._features and self._features.validation
+        if kept is not None and dataset is self.eval_dataset and batch_size is None:
+            return DataLoader(kept, batch_size=None, collate_fn=_the_same)
+        return self._rank_s_batches(dataset, self._read_evaluation, batch_size)
+
+    get_test_dataloader = get_eval_dataloader
+
+    def _rank_s_batches(
+        self, dataset: Dataset | IterableDataset, read: Reader | None, batch_size: int | None = None
+    ) -> DataLoader:
         options: dict[str, Any] = {
             "collate_fn": self.data_collator,
             "num_workers": self.args.dataloader_num_workers,
@@ -438,7 +496,7 @@ class SftTrainer(Trainer):
         size = batch_size or self.args.per_device_eval_batch_size
         if isinstance(dataset, IterableDataset):
             options["num_workers"] = min(1, options["num_workers"])
-            stream = EvaluationStream(dataset, read=self._read_evaluation, rank=rank, world_size=world_size)
+            stream = EvaluationStream(dataset, read=read, rank=rank, world_size=world_size)
             return DataLoader(stream, batch_size=size, **options)
         by_tokens = self.args.tokens_per_batch is not None and batch_size is None
         lengths = self.task.lengths(dataset, self.processing_class, split="evaluation") if by_tokens else None
@@ -448,9 +506,7 @@ class SftTrainer(Trainer):
             else evaluation_batches(lengths, self.args.tokens_per_batch)
         )
         batches = EvaluationBatches(batches, rank=rank, world_size=world_size)
-        return DataLoader(self._reading(dataset, self._read_evaluation), batch_sampler=batches, **options)
-
-    get_test_dataloader = get_eval_dataloader
+        return DataLoader(self._reading(dataset, read), batch_sampler=batches, **options)
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
         """Not the Trainer's, which keeps every logit: `predictions` or `evaluate_and_predict` give what it would."""

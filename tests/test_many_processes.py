@@ -1,4 +1,4 @@
-"""One process and two do the same: all six tasks by the flags of a recipe, from the Hub and from files to what is left behind.
+"""One process and two do the same: all six tasks, and a head alone, by the flags of a recipe, from data to what is left behind.
 
 Each case is trained for 20 steps of 8 examples by plain SGD, once in this process and once by two ranks on the CPU, with the batches cut
 otherwise. SGD, since Adam hides a factor in the gradient, and without clipping, which hides it too.
@@ -64,10 +64,12 @@ class Case:
 
 FCN = ("--backbone_name_or_path=mona/convnext", "--config_overrides=classifier_dropout_prob=0", "--image_size=32")
 FCN += ("--augmentation=none",)
+HEAD_ALONE = ("--freeze_base_model", "--cache_features=on", "--eval_strategy=epoch")
 # Models without BatchNorm, dropout, and ears for the padding of a batch: what they make of an example is the example's alone.
 CASES = {
     "text": Case("text_cls", "mona/topics", "mona/bert", 0.3),
     "image": Case("image_cls", "colours", "mona/vit", 0.2),
+    "head alone": Case("image_cls", "colours", "mona/vit", 0.2, HEAD_ALONE),
     "segmentation": Case("image_seg", "mona/scenes", "builtin:fcn", 0.5, FCN),
     "audio": Case("audio_cls", "tones", "mona/wav2vec2", 0.1),
     "ctc": Case("speech_ctc", "mona/spelt", "mona/wav2vec2", 0.05, ("--freeze_feature_encoder=false",)),

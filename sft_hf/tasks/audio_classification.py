@@ -181,6 +181,15 @@ class AudioClassification(Clips, Classification):
         """Pads features as the extractor does, and stacks labels."""
         return WindowCollator(processor, model.config.problem_type, hears_padding(processor, model.config))
 
+    def why_inputs_vary(self, train: AnyDataset, processor: Any, model: PreTrainedModel) -> str | None:
+        """Random parts of longer clips, and padding that the model hears: another one in every batch."""
+        if hears_padding(processor, model.config):
+            return "the model hears the padding of a batch"
+        heard = self._training_seconds(processor)
+        if max(train["length"][:]) > heard:
+            return f"of clips longer than {heard:g} s every epoch hears another part (--max_length_seconds)"
+        return None
+
     # ---- evaluation ----
 
     def loss_sums(self, loss: Loss, model: PreTrainedModel, batch: Batch) -> tuple[Any, dict[str, Tensor]]:

@@ -52,6 +52,11 @@ class ImageClassification(Images, Classification):
                 f"--random_erasing {self.random_erasing} is a part of the augmentation, and --augmentation is none; give light."
             )
 
+    @property
+    def randomness(self) -> tuple[str, str] | None:
+        """--augmentation."""
+        return None if self.augmentation == "none" else (f"--augmentation {self.augmentation}", "--augmentation none")
+
     def columns(self, features: Features) -> Columns:
         """The picture's column, and the label's."""
         label = self.find_label(features)
