@@ -54,7 +54,7 @@ if __name__ == "__main__":
             # Small convolutional networks want ten times the rate of a large transformer (docs/results.md).
             "*mobilenet*": {"learning_rate": 5e-4},
             "*efficientnet*": {"learning_rate": 5e-4},
-            # Without augmentation the base runs once for each picture, and the head was no worse (docs/results.md).
+            # Without augmentation the base runs once for each picture; the scores are alike (docs/results.md).
             "freeze_base_model": {"augmentation": "none", "learning_rate": 1e-2, "num_train_epochs": 10},
             "from_scratch": {"learning_rate": 1e-3, "weight_decay": 0.05, "num_train_epochs": 30},
         },
