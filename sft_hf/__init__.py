@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sft_hf.method import Method
     from sft_hf.task import Task
 
+IDLE_SPINS = "10000"
 _HOMES = {
     "finetune": "sft_hf.finetuning",
     "build_trainer": "sft_hf.finetuning",
@@ -32,7 +33,12 @@ def __getattr__(name: str):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import gc
     import importlib
+    import os
 
+    # How often an idle thread of a CPU model looks for work before it sleeps; the library that counts it reads this when torch is imported, and
+    # by itself says 300,000 times a core or more: beside one busy process a training step then takes three to ten times as long.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", IDLE_SPINS)
     # torch and transformers make millions of objects that stay; looking through them for garbage takes a tenth of their import.
     was_enabled = gc.isenabled()
     gc.disable()

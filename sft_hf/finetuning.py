@@ -137,6 +137,7 @@ def _build(task, data_args, model_args, training_args, *, methods, datasets) -> 
     _use_one_accelerator(training_args)
     for line in (
         launching.use_all_cores(training_args.num_cpu_threads_per_process),
+        launching.how_idle_threads_wait(use_cpu=training_args.use_cpu),
         resolve_cpu_precision(training_args),
     ):
         if line:

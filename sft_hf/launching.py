@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import sft_hf
 from sft_hf.errors import Interrupted, LaunchError, SftError, UserError
 
 # Where `sft-hf train` reads the exit code that `accelerate launch` and torchrun turn into 1 (pitfall 41).
@@ -62,6 +63,13 @@ def use_all_cores(num_threads: int | None = None) -> str | None:
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     return f"{threads} CPU threads for this process; --num_cpu_threads_per_process changes it"
+
+
+def how_idle_threads_wait(*, use_cpu: bool) -> str | None:
+    """The line to log where `import sft_hf` has chosen how long they spin; the user's own choice, and that of GPU runs, is not worth one."""
+    if not use_cpu or os.environ.get("GOMP_SPINCOUNT") != sft_hf.IDLE_SPINS:
+        return None
+    return f"idle CPU threads sleep after {sft_hf.IDLE_SPINS} turns, for the sake of what else runs; GOMP_SPINCOUNT changes it"
 
 
 def cores_of_this_process() -> int:

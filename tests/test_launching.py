@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import sft_hf
 from sft_hf import launching
 from sft_hf.errors import (
     ArgumentError,
@@ -31,6 +32,7 @@ from sft_hf.launching import (
     check_world_size,
     exit_codes,
     finding_each_other,
+    how_idle_threads_wait,
     is_main_process,
     launcher_flags,
     machine_flags,
@@ -93,6 +95,19 @@ def test_ranks_share_the_cores(threads, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert use_all_cores() is None  # one thread each, which torch already has
     assert threads == [2]
+
+
+def test_idle_threads_soon_sleep_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert sft_hf.finetune  # imports torch, which reads the number
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+    assert how_idle_threads_wait(use_cpu=True).startswith("idle CPU threads sleep after 10000 turns")
+    assert how_idle_threads_wait(use_cpu=False) is None
+    monkeypatch.setenv("GOMP_SPINCOUNT", "300000")
+    assert how_idle_threads_wait(use_cpu=True) is None
+    assert sft_hf.build_trainer
+    assert os.environ["GOMP_SPINCOUNT"] == "300000"
 
 
 def test_the_user_s_number_stays(threads, monkeypatch):
