@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_hf import hub
@@ -36,6 +37,7 @@ BUILTIN_ARCHITECTURES = {
     "crnn": ("sft_hf.models.crnn", "CrnnConfig"),
     "moonshine": ("sft_hf.models.moonshine", "small_moonshine_config"),
 }
+TORCH_MOMENTUM = 0.1  # of BatchNorm: the share of the new batch
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)  # those that transformers has a name for
 DECIDED_BY_DATA = {"id2label": "--class_names", "label2id": "--class_names", "problem_type": "--problem_type"}
 BUILTIN_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -303,6 +305,7 @@ def load_model(auto_class: type, config: PretrainedConfig, model_args: ModelArgu
         if config.model_type == "timm_wrapper":
             _initialise_as_timm_does(model)
         logger.info("%s starts from random weights", source.name)
+        _mend_batch_norm(model)
         return model if model_args.dtype == "auto" else model.to(getattr(torch, model_args.dtype))
     with _without_load_report():
         model, info = _load(
@@ -317,7 +320,25 @@ def load_model(auto_class: type, config: PretrainedConfig, model_args: ModelArgu
             source,
         )
     _say_what_is_new(model, info, source)
+    _mend_batch_norm(model)
     return model
+
+
+def _mend_batch_norm(model: PreTrainedModel) -> None:
+    """Let BatchNorm average over batches where its momentum is meant the other way round.
+
+    transformers gives MobileNet, EfficientNet and ALIGN TensorFlow's momentum, 0.99 to 0.9997 of what was; to torch that is the share of what is new,
+    so that an evaluation has the statistics of the last training batch alone. Torch's own 0.1, which timm's models have too, follows weights that
+    are trained; 0.003 of a batch does not.
+    """
+    turned = [module for module in model.modules() if isinstance(module, _BatchNorm) and (module.momentum or 0) > 0.5]
+    for module in turned:
+        module.momentum = TORCH_MOMENTUM
+    if turned:
+        logger.info(
+            "BatchNorm: %d layers of %s come with the momentum of another library; it is %g now",
+            len(turned), type(model).__name__, TORCH_MOMENTUM,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     CLIPConfig,
     CLIPForImageClassification,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
     set_seed,
 )
 
@@ -329,6 +331,22 @@ def test_random_weights_are_drawn_as_timm_draws_them():
     set_seed(1)
     again = load_timm("test_resnet", from_scratch=True).state_dict()
     assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_batch_norm_averages_over_batches(tmp_path, from_scratch, caplog):
+    """transformers gives MobileNetV2 a momentum of 0.997, by which torch forgets all batches but the last."""
+    sizes = {"depth_multiplier": 0.25, "image_size": 32, "num_labels": 2}
+    MobileNetV2ForImageClassification(MobileNetV2Config(**sizes)).save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path), from_scratch=from_scratch)
+    model = load_model(AutoModelForImageClassification, load_config(arguments, LABELS), arguments)
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {layer.momentum for layer in layers} == {0.1}
+    assert f"BatchNorm: {len(layers)} layers of MobileNetV2ForImageClassification" in caplog.text
+    layer = layers[0].train()
+    before = layer.running_mean.clone()
+    layer(torch.full((2, layer.num_features, 4, 4), 10.0))
+    assert torch.allclose(layer.running_mean, 0.9 * before + 1.0)
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])
