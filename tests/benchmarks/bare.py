@@ -37,7 +37,7 @@ def pixel_cross_entropy(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Of masks (batch, height, width), logits enlarged to them."""
     labels = batch.pop("labels")
     logits = functional.interpolate(model(**batch).logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    return functional.cross_entropy(logits, labels.long(), ignore_index=255)
+    return functional.cross_entropy(logits, labels.long())  # -100 is no class
 
 
 def windowed_cross_entropy(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
