@@ -170,20 +170,16 @@ class HeadAlone:
 
         Raises CannotKeep where no single tensor, given back, leads to the same logits with the same random numbers.
         """
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self.model.train()
         for module in self.base:
             module.eval()
-        try:
+        with buffers_kept(self.model):
             with self._seeded(), torch.enable_grad(), self._looking() as candidates:
                 logits = run(batch).detach()
             for self.cut, features in reversed(candidates):
                 kept = self.kept(batch, [features])
                 if self._leads_to(logits, run, kept):
                     return kept
-        finally:
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(buffers[name])
         raise CannotKeep(f"the head of {type(self.model).__name__} sees more than one tensor of the base")
 
     def _leads_to(self, logits: Tensor, run: Callable[[Batch], Tensor], kept: Batch) -> bool:
@@ -317,6 +313,17 @@ class HeadAlone:
         with random_numbers_kept(self.model.device):
             torch.manual_seed(0)
             yield
+
+
+@contextmanager
+def buffers_kept(model: Module) -> Iterator[None]:
+    """A forward pass in training mode that is made inside, to try something out, leaves BatchNorm's statistics as they were."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
 
 
 @contextmanager

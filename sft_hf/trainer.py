@@ -275,7 +275,7 @@ class SftTrainer(Trainer):
 
     def _fit_batch_size(self) -> None:
         """Halve the batch and double the accumulation until a batch of the longest examples fits on every rank."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self._is_sharded:
             raise ArgumentError(
                 "--auto_find_batch_size tries a whole model, and this one is sharded: give --per_device_train_batch_size."
             )
@@ -310,18 +310,15 @@ class SftTrainer(Trainer):
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         # Two states of Adam's in float32, what it computes in between, and the buckets of data parallel.
         room = [torch.empty(trained, device=self.args.device) for _ in range(3 + (self.args.world_size > 1))]
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}  # BatchNorm's statistics
         batch = self.data_collator(self._longest_examples(batch_size))
         for method in self.methods:
             batch = method.wrap_batch(batch, step=0, seed=self.args.seed)
         try:
-            with torch.random.fork_rng(), self.accelerator.autocast():
+            with torch.random.fork_rng(), features.buffers_kept(self.model), self.accelerator.autocast():
                 self.model.train()
                 self.compute_loss(self.model, self._prepare_inputs(batch)).backward()
         finally:
             self.model.zero_grad(set_to_none=True)
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(buffers[name])
             del room
 
     def _longest_examples(self, number: int) -> list[dict[str, Any]]:
@@ -336,11 +333,10 @@ class SftTrainer(Trainer):
     def _keep_features(self) -> None:
         """--cache_features: run the frozen base model once for each example, where that is the same and gains something."""
         mode, started = self.args.cache_features, time.perf_counter()
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         try:
             features.check_applicable(
                 self.args, self.task, self.methods, self.train_dataset, self.processing_class, self.model,
-                is_sharded=is_sharded,
+                is_sharded=self._is_sharded,
             )  # fmt: skip
             train, validation = self._rank_s_batches(self.train_dataset, self._read_train), None
             if self.args.eval_strategy != "no" and not isinstance(self.eval_dataset, IterableDataset):

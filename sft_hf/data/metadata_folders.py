@@ -15,7 +15,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from sft_hf.data.columns import describe_feature, is_text
-from sft_hf.data.containment import NUM_NAMED, place_of_folder
+from sft_hf.data.containment import first_few, place_of_folder
 from sft_hf.data.paths import SPLIT_FOLDERS, SPLITS, as_encoded_audio, named
 from sft_hf.errors import DataError
 
@@ -90,13 +90,11 @@ def _check_columns(table: Dataset, where: str) -> None:
 def _check_files(paths: list[str | None], folder: Path, where: str) -> None:
     missing = {row: path for row, path in enumerate(paths) if not path or not os.path.isfile(path)}
     if missing:
-        rows = ", ".join(
-            f"row {row}: {_relative(path, folder) if path else 'empty'}"
-            for row, path in list(missing.items())[:NUM_NAMED]
+        rows = first_few(
+            [f"row {row}: {_relative(path, folder) if path else 'empty'}" for row, path in missing.items()]
         )
         raise DataError(
-            f"{where}: {len(missing)} of {len(paths)} rows name no file that is there ({rows}"
-            f"{', ...' if len(missing) > NUM_NAMED else ''}). A {FILE_NAME} begins at the metadata file's folder. Complete the "
+            f"{where}: {len(missing)} of {len(paths)} rows name no file that is there ({rows}). A {FILE_NAME} begins at the metadata file's folder. Complete the "
             "folder, or remove the rows."
         )
 

@@ -18,12 +18,12 @@ from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
 
 from sft_hf.data.columns import EXAMPLE_ID
+from sft_hf.data.containment import first_few
 from sft_hf.errors import DataError
 from sft_hf.launching import cores_of_this_process, is_first_on_its_machine
 
 logger = logging.getLogger(__name__)
 ROWS_FOR_PROCESSES = 2000  # from which number of rows on they are read in several processes
-NUM_NAMED = 5  # rows that a message names
 FOUND = "found"  # the column of what was found out about a row
 
 
@@ -63,9 +63,9 @@ def refuse_or_skip(dataset: Dataset, reasons: list[str | None], on_bad_example: 
     bad = {row: reason for row, reason in enumerate(reasons) if reason}
     if not bad:
         return dataset
-    ids = dataset[EXAMPLE_ID]
-    named = "; ".join(f"row {ids[row]}: {reason}" for row, reason in list(bad.items())[:NUM_NAMED])
-    message = f"{what}: {len(bad)} of {len(dataset)}: {named}{'; ...' if len(bad) > NUM_NAMED else ''}"
+    ids = dataset[EXAMPLE_ID][:]
+    named = first_few([f"row {ids[row]}: {reason}" for row, reason in bad.items()], separator="; ")
+    message = f"{what}: {len(bad)} of {len(dataset)}: {named}"
     if on_bad_example == "error":
         raise DataError(f"{message}. Mend or remove them, or leave them out with --on_bad_example skip.")
     logger.warning("%s; they are left out", message)

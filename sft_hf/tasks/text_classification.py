@@ -235,7 +235,7 @@ class _Tokenize:
         backend.no_truncation()
         backend.no_padding()
         settings = {name: value for name, value in vars(self.tokenizer).items() if name not in NO_SETTINGS}
-        others = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokenizer"}
+        others = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "tokenizer"}
         return sft_hf.__version__, transformers.__version__, backend.to_str(), settings, others
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
