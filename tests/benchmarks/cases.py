@@ -139,63 +139,47 @@ def images_timm(place: Place) -> Case:
 
 
 def _images(place: Place, model: str) -> Case:
-    folder = str(place.set("cats_dogs"))
+    case = _of_folder(place.set("cats_dogs"), learning_rate=5e-4, max_steps=20, batch_size=32, metric="accuracy")
+    return {**case, "task": "images", "recipe": "image_cls", "model": place.model(model), "image_size": 224, **HALF}
+
+
+def _of_folder(
+    folder: Path, *, learning_rate: float, max_steps: int, batch_size: int, metric: str, **ours: Any
+) -> Case:
+    """What all cases over a folder of files have; `ours` are flags of ours beside those that name it."""
     return {
-        "task": "images",
-        "recipe": "image_cls",
-        "model": place.model(model),
-        "folder": folder,
-        "image_size": 224,
-        **HALF,
-        "learning_rate": 5e-4,
-        "max_steps": 20,
-        "batch_size": 32,
-        "eval_batch_size": 32,
-        "metric": "accuracy",
-        "ours": {"dataset_name": folder, "max_eval_samples": FEW},
+        "folder": str(folder),
+        "learning_rate": learning_rate,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "eval_batch_size": batch_size,
+        "metric": metric,
+        "ours": {"dataset_name": str(folder), "max_eval_samples": FEW, **ours},
     }
 
 
 def segmentation(place: Place) -> Case:
     """Photos of people, 59 ids, MobileNetV2 DeepLab at 360x480 (height 480)."""
-    folder = str(place.set("ccp_clothing"))
+    size, ours = [480, 360], {"config_overrides": "output_stride=16"}
+    folder = place.set("ccp_clothing")
     return {
+        **_of_folder(
+            folder, learning_rate=1e-3, max_steps=12, batch_size=8, metric="mean_iou", image_size=size, **ours
+        ),
         "task": "segmentation",
         "recipe": "image_seg",
         "model": place.model("mobilenet_v2_1.0_224-hf"),
         "config": {"output_stride": 16},
-        "folder": folder,
-        "size": [480, 360],
+        "size": size,
         **HALF,
-        "learning_rate": 1e-3,
-        "max_steps": 12,
-        "batch_size": 8,
-        "eval_batch_size": 8,
-        "metric": "mean_iou",
-        "ours": {
-            "dataset_name": folder,
-            "max_eval_samples": FEW,
-            "config_overrides": "output_stride=16",
-            "image_size": [480, 360],
-        },
     }
 
 
 def audio_classification(place: Place) -> Case:
     """Spoken digits of a second by Whisper's encoder."""
-    folder = str(place.set("fsdd"))
-    return {
-        "task": "audio_classification",
-        "recipe": "audio_cls",
-        "model": place.model("whisper-tiny.en"),
-        "folder": folder,
-        "learning_rate": 1e-4,
-        "max_steps": 6,
-        "batch_size": 8,
-        "eval_batch_size": 8,
-        "metric": "accuracy",
-        "ours": {"dataset_name": folder, "label_column_name": "label", "max_eval_samples": FEW},
-    }
+    folder, ours = place.set("fsdd"), {"label_column_name": "label"}
+    case = _of_folder(folder, learning_rate=1e-4, max_steps=6, batch_size=8, metric="accuracy", **ours)
+    return {**case, "task": "audio_classification", "recipe": "audio_cls", "model": place.model("whisper-tiny.en")}
 
 
 def moonshine(place: Place) -> Case:
@@ -222,19 +206,8 @@ def crnn(place: Place) -> Case:
 
 
 def _recogniser(place: Place, model: str | None, *, max_steps: int) -> Case:
-    folder = str(place.set("an4"))
-    return {
-        "task": "seq2seq",
-        "recipe": "speech_seq2seq",
-        "model": place.model(model) if model else None,
-        "folder": folder,
-        "learning_rate": 1e-4,
-        "max_steps": max_steps,
-        "batch_size": 8,
-        "eval_batch_size": 8,
-        "metric": "wer",
-        "ours": {"dataset_name": folder, "max_eval_samples": FEW},
-    }
+    case = _of_folder(place.set("an4"), learning_rate=1e-4, max_steps=max_steps, batch_size=8, metric="wer")
+    return {**case, "task": "seq2seq", "recipe": "speech_seq2seq", "model": place.model(model) if model else None}
 
 
 CASES = {

@@ -5,6 +5,7 @@ Speeds on them mean what those on the real ones do; scores mean nothing.
 
 import csv
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import tiny
@@ -18,19 +19,19 @@ WORDS = (
 
 def data(name: str, folder: Path) -> Path:
     """A data set of the name of a real one."""
-    target = folder / "data" / name
-    if not target.exists():
-        target.mkdir(parents=True)
-        DATA[name](target)
-    return target
+    return _made(DATA, name, folder / "data")
 
 
 def model(name: str, folder: Path) -> Path:
     """A model of the architecture of that name, with random weights."""
-    target = folder / "models" / name
+    return _made(MODELS, name, folder / "models")
+
+
+def _made(makers: dict[str, Callable[[Path], None]], name: str, folder: Path) -> Path:
+    target = folder / name
     if not target.exists():
         target.mkdir(parents=True)
-        MODELS[name](target)
+        makers[name](target)
     return target
 
 
@@ -51,19 +52,18 @@ def _messages(folder: Path) -> None:
 
 def _photos(folder: Path) -> None:
     tiny.write_class_folders(folder, train=240, test=60)
-    _enlarge(folder, (500, 375), Image.Resampling.BICUBIC)
+    _enlarge(folder, (500, 375))
 
 
 def _people(folder: Path) -> None:
     tiny.write_mask_folders(folder, train=80, test=40)
+    _enlarge(folder, (360, 480))
+
+
+def _enlarge(folder: Path, size: tuple[int, int]) -> None:
     for path in folder.rglob("*.png"):
-        kept = Image.Resampling.NEAREST if path.parent.name == "masks" else Image.Resampling.BICUBIC
-        _enlarge(path, (360, 480), kept)
-
-
-def _enlarge(path: Path, size: tuple[int, int], resampling: Image.Resampling) -> None:
-    for one in [path] if path.is_file() else path.rglob("*.png"):
-        Image.open(one).resize(size, resampling).save(one)
+        kind = Image.Resampling.NEAREST if path.parent.name == "masks" else Image.Resampling.BICUBIC
+        Image.open(path).resize(size, kind).save(path)
 
 
 def _digits(folder: Path) -> None:

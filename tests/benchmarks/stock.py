@@ -8,6 +8,7 @@ Each of those scripts imports evaluate at its top, as this does; what it would l
 
 import json
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -244,30 +245,41 @@ def audio_classification(case: dict[str, Any]) -> Trainer:
     )
 
 
-def seq2seq(case: dict[str, Any]) -> Trainer:
-    """As run_speech_recognition_seq2seq.py: features of the whole set in a map, generation in evaluation."""
-    import jiwer
-    from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
-
-    folder = Path(case["folder"])
-    processor = AutoProcessor.from_pretrained(case["model"])
-    model = AutoModelForSpeechSeq2Seq.from_pretrained(case["model"])
+def recognition_sets(case: dict[str, Any], processor: Any, *, lower: bool) -> Iterator[Dataset]:
+    """Training and test rows as both scripts for recognition make them: features and token ids of the whole set, in a map."""
     extractor, tokenizer = processor.feature_extractor, processor.tokenizer
     name = extractor.model_input_names[0]
 
     def prepared(row: dict) -> dict:
         inputs = extractor(np.asarray(row["array"], dtype=np.float32), sampling_rate=row["sampling_rate"])
-        return {name: inputs[name][0], "labels": tokenizer(row["target"].lower()).input_ids}
+        text = row["target"].lower() if lower else row["target"]
+        return {name: inputs[name][0], "labels": tokenizer(text).input_ids}
 
-    columns = ["array", "sampling_rate", "target"]
-    train, test = (
-        audio_rows(folder, split, "text").map(prepared, remove_columns=columns) for split in ("train", "test")
-    )
+    for split in ("train", "test"):
+        rows = audio_rows(Path(case["folder"]), split, "text")
+        yield rows.map(prepared, remove_columns=rows.column_names)
+
+
+def padded_labels(tokenizer: Any, examples: list[dict]) -> torch.Tensor:
+    """Token ids, -100 where they are padding."""
+    labels = tokenizer.pad([{"input_ids": example["labels"]} for example in examples], return_tensors="pt")
+    return labels["input_ids"].masked_fill(labels.attention_mask.ne(1), -100)
+
+
+def seq2seq(case: dict[str, Any]) -> Trainer:
+    """As run_speech_recognition_seq2seq.py: features of the whole set in a map, generation in evaluation."""
+    import jiwer
+    from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(case["model"])
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(case["model"])
+    extractor, tokenizer = processor.feature_extractor, processor.tokenizer
+    name = extractor.model_input_names[0]
+    train, test = recognition_sets(case, processor, lower=True)
 
     def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
         batch = extractor.pad([{name: example[name]} for example in examples], return_tensors="pt")
-        labels = tokenizer.pad([{"input_ids": example["labels"]} for example in examples], return_tensors="pt")
-        labels = labels["input_ids"].masked_fill(labels.attention_mask.ne(1), -100)
+        labels = padded_labels(tokenizer, examples)
         if (labels[:, 0] == model.config.decoder_start_token_id).all():
             labels = labels[:, 1:].contiguous()  # without it Moonshine's loss stops the script
         return {**batch, "labels": labels}
@@ -296,25 +308,15 @@ def ctc(case: dict[str, Any]) -> Trainer:
 
     import sft_hf.models.crnn  # noqa: F401  the architecture
 
-    folder = Path(case["folder"])
     processor = AutoProcessor.from_pretrained(case["model"])
     model = AutoModelForCTC.from_pretrained(case["model"])
     extractor, tokenizer = processor.feature_extractor, processor.tokenizer
-
-    def prepared(row: dict) -> dict:
-        inputs = extractor(np.asarray(row["array"], dtype=np.float32), sampling_rate=row["sampling_rate"])
-        return {"input_values": inputs["input_values"][0], "labels": tokenizer(row["target"].lower()).input_ids}
-
-    columns = ["array", "sampling_rate", "target"]
-    train, test = (
-        audio_rows(folder, split, "text").map(prepared, remove_columns=columns) for split in ("train", "test")
-    )
+    train, test = recognition_sets(case, processor, lower=False)  # the vocabulary has the transcripts' own capitals
 
     def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
         samples = [{"input_values": example["input_values"]} for example in examples]
         batch = extractor.pad(samples, padding=True, return_tensors="pt")
-        labels = tokenizer.pad([{"input_ids": example["labels"]} for example in examples], return_tensors="pt")
-        return {**batch, "labels": labels["input_ids"].masked_fill(labels.attention_mask.ne(1), -100)}
+        return {**batch, "labels": padded_labels(tokenizer, examples)}
 
     def word_error_rate(prediction: Any) -> dict[str, float]:
         found = tokenizer.batch_decode(prediction.predictions.argmax(axis=-1))
